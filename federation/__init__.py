@@ -1,0 +1,1 @@
+"""How many nodes train one adapter. The first release has no training yet; its rules will live here."""

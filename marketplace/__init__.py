@@ -1,0 +1,1 @@
+"""Who does the work, for how much, and what may be installed: pure rules."""

@@ -1,0 +1,93 @@
+"""A chat as the gateway and the buyer speak of it: what a client asks, and what comes back, event by event."""
+
+from dataclasses import dataclass, field
+
+from protocol import limits
+from protocol.errors import AgoraError
+from protocol.identity import PeerId
+from protocol.messages import DeclineReason, Privacy
+from runtime.engine import ChatMessage, FinishReason, Sampling
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One request of a client.
+
+    Attributes:
+        model: a name as the client gave it: `NAME`, `NAME@digest8` or `auto`.
+        session: 32 bytes that say which conversation this is (warm cache, no new auction); None: no session.
+    """
+
+    model: str
+    messages: tuple[ChatMessage, ...]
+    tokens_max: int = limits.TOKENS_PER_REQUEST_DEFAULT
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    privacy: Privacy = "owner"
+    session: bytes | None = None
+
+
+@dataclass(frozen=True)
+class ChatStarted:
+    """A seller (or this device) has the job; no token yet. Sent again when another seller takes over."""
+
+    job_id: str  # 32 hex digits
+    attempt: int
+    seller: PeerId
+    model: str  # the name that is served
+
+
+@dataclass(frozen=True)
+class ChatDelta:
+    """New text. `tokens` is how many token ids it came from."""
+
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class ChatFinished:
+    """The end of a chat that was answered; counts are tokens."""
+
+    job_id: str
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+
+
+ChatEvent = ChatStarted | ChatDelta | ChatFinished
+
+
+@dataclass(frozen=True)
+class DeclineView:
+    """Who said no, and why; `reason` may also be `silent` or `unreachable`, which nobody signs."""
+
+    peer_id: PeerId
+    reason: DeclineReason | str
+    detail: str
+
+
+class ChatError(AgoraError):
+    """The chat cannot be answered; one line for the user."""
+
+
+class UnknownModelName(ChatError):
+    """No such model; `known` are the names that the mesh has now."""
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        listed = ", ".join(known) if known else "none; run 'agora model add FILE.gguf'"
+        super().__init__(f"no model {name!r} on this mesh; it has: {listed}")
+        self.known = known
+
+
+class Unsold(ChatError):
+    """Nobody took the job; every decline with its reason. `retry_after_s` is a guess."""
+
+    def __init__(self, message: str, declines: tuple[DeclineView, ...], retry_after_s: int = 5) -> None:
+        super().__init__(message)
+        self.declines = declines
+        self.retry_after_s = retry_after_s
+
+
+class BadPrompt(ChatError):
+    """The client's fault: too long for the context, or the template refuses these turns."""

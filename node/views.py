@@ -1,0 +1,143 @@
+"""What the listings show, as values: the shapes of `/api/…` and of `--json`. Keys are stable; more may follow.
+
+Money is micro-credits, times are Unix seconds (float), durations seconds, digests hex.
+"""
+
+from typing import Any
+
+import msgspec
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """A value that becomes a JSON object."""
+
+
+class ModelView(View):
+    """A model that can be asked for by one of its names."""
+
+    id: str  # the name to ask for
+    digest: str
+    architecture: str
+    quantisation: str
+    context_tokens: int
+    holders: list[str]  # peer ids
+    is_local: bool
+    is_published: bool
+
+
+class PeerView(View):
+    """A known peer."""
+
+    peer_id: str
+    owner: str
+    is_connected: bool
+    is_admitted: bool
+    is_revoked: bool
+    addresses: list[str]
+    models: list[str]  # digests
+    slots: int
+    slots_free: int
+    prompt_micro: int
+    completion_micro: int
+    tokens_per_s: float
+    round_trip_ms: float | None
+    device: dict[str, Any]
+    seen_s_ago: float | None  # since the last advert
+
+
+class StatusView(View):
+    """This daemon at a glance."""
+
+    peer_id: str
+    mesh_id: str
+    mesh_name: str
+    owner: str
+    version: str
+    roles: list[str]  # buyer, seller, roll
+    peers: int  # connected
+    models: list[str]
+    addresses: list[str]
+    gateway: str
+    uptime_s: float
+    engine: dict[str, Any]  # state, sandbox, slots, slots_free, message
+    device: dict[str, Any]
+    is_durable: bool  # False: its own log's head is not yet confirmed, it buys and sells nothing
+    warnings: list[str]
+
+
+class BidView(View):
+    """One seller's answer to a request."""
+
+    peer_id: str
+    prompt_micro: int
+    completion_micro: int
+    total_micro: int
+    ttft_ms: int
+    tokens_per_s: float
+    after_ms: float  # since the request went out
+    is_winner: bool
+
+
+class AttemptView(View):
+    """One attempt at a job: who was asked, what they said, how it ended."""
+
+    attempt: int
+    asked: list[str]
+    window_ms: float
+    bids: list[BidView]
+    declines: list[dict[str, str]]  # {peer_id, reason, detail}
+    seller: str
+    is_lease: bool
+    outcome: str  # running, settled, failed, cancelled, unsold
+    reason: str
+    tokens: int
+    receipt_id: str
+    auction_ms: float
+
+
+class JobView(View):
+    """A request from beginning to end."""
+
+    job_id: str
+    kind: str  # chat
+    state: str  # auction, running, settled, failed, unsold, cancelled
+    model: str
+    digest: str
+    privacy: str
+    seller: str
+    attempt: int
+    price_micro: int
+    prompt_tokens: int
+    completion_tokens: int
+    ttft_s: float | None
+    tokens_per_s: float | None
+    started_at: float
+    finished_at: float | None
+    declines: list[dict[str, str]]
+    attempts: list[AttemptView]
+    receipts: list[str]
+
+
+class ReceiptView(View):
+    """A receipt that both have signed."""
+
+    receipt_id: str
+    job_id: str
+    attempt: int
+    payer: str
+    payee: str
+    amount_micro: int
+    prompt_tokens: int
+    completion_tokens: int
+    at: float
+
+
+class LedgerView(View):
+    """The accounts as this node knows them; they sum to zero."""
+
+    account: str
+    balance_micro: int
+    held_micro: int
+    credit_line_micro: int
+    accounts: list[dict[str, Any]]  # {peer_id, balance_micro}
+    receipts: list[ReceiptView]

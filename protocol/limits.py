@@ -1,0 +1,64 @@
+"""Every bound of the protocol, with its unit and its reason. A peer that goes over one is refused, never obeyed."""
+
+KIB = 1024
+MIB = 1024 * KIB
+
+# --- bytes -------------------------------------------------------------------------------------------------------
+ADVERT_BYTES_MAX = 2 * KIB  # kept for each known peer, and sent often
+BID_BYTES_MAX = 1 * KIB
+MARKET_BYTES_MAX = 8 * KIB  # requests, awards, accepts, receipts and their countersignatures
+ASSEMBLY_BYTES_MAX = 32 * KIB  # a charter with a full roll fits
+GOSSIP_BYTES_MAX = 64 * KIB
+HELLO_BYTES_MAX = 64 * KIB  # a hello and a sample of 20 adverts
+PROMPT_BYTES_MAX = 256 * KIB  # a 64k-token context in English is about this
+TOKEN_FRAME_BYTES_MAX = 4 * KIB
+ENTRIES_BYTES_MAX = 256 * KIB  # one answer of `sync`: also the size of a blob chunk
+BLOB_CHUNK_BYTES_MAX = 256 * KIB
+BLOB_BYTES_MAX = 64 * MIB  # adapters and updates
+
+# --- decoding ----------------------------------------------------------------------------------------------------
+DEPTH_MAX = 16  # nested containers in one message: deeper is an attack on the stack
+ITEMS_MAX = 65_536  # elements of one list or map: the token ids of a full context fit
+
+# --- counts ------------------------------------------------------------------------------------------------------
+ROLL_MAX = 128  # voters of a charter
+MODELS_PER_ADVERT_MAX = 8
+ADVERTS_PER_HELLO_MAX = 20
+HEADS_PER_HELLO_MAX = 256
+ADDRESSES_MAX = 16
+ENTRIES_PER_ANSWER_MAX = 256
+RECEIVED_TOKENS_MAX = 32_768  # token ids handed to the next seller on failover
+OWNER_CHARS_MAX = 64
+NAME_CHARS_MAX = 64
+ADDRESS_CHARS_MAX = 256
+DETAIL_CHARS_MAX = 256  # free text for a human, shown escaped and never acted on
+
+# --- time --------------------------------------------------------------------------------------------------------
+LIVE_WINDOW_S = 60.0  # a live message is taken within ± this of our clock
+HELLO_TIMEOUT_S = 3.0  # no valid hello by then: the connection is closed
+ADVERT_INTERVAL_MIN_S = 10.0  # at most one advert per this
+ADVERT_INTERVAL_IDLE_S = 60.0  # when nothing changed
+ADVERT_TTL_S = 180.0  # three missed idle adverts: the seller is forgotten
+BID_WINDOW_MIN_S = 0.05
+BID_WINDOW_MAX_S = 1.0
+BID_WINDOW_ROUND_TRIPS = 3.0  # the window is this times the asked peers' p90 round trip
+STALL_TIMEOUT_S = 2.0  # no token and no progress frame for this long: the seller has failed
+PROGRESS_INTERVAL_S = 0.5
+LEASE_IDLE_S = 600.0  # a session's lease ends after this long without a request
+INVITATION_TTL_S_MAX = 30 * 24 * 3600.0
+
+# --- replay windows ----------------------------------------------------------------------------------------------
+SEQUENCE_WINDOW = 1_024  # sequence numbers behind the newest that a sender may still use, once each
+DEDUPE_MAX = 65_536  # envelope hashes remembered
+SENDERS_MAX = 8_192  # senders whose windows are kept; the one heard least recently goes first
+
+# --- rates -------------------------------------------------------------------------------------------------------
+PEER_MESSAGES_PER_S = 200.0  # envelopes one peer may deliver, burst twice that
+AUTHOR_MESSAGES_PER_S = 50.0  # envelopes of one author, whoever delivers them, burst twice that
+TOKENS_PER_REQUEST_DEFAULT = 1_024  # the cap when a client names none
+TOKENS_PER_REQUEST_MAX = 32_768
+
+# --- market ------------------------------------------------------------------------------------------------------
+SELLERS_ASKED_MAX = 8  # K: the best sellers that a spot request asks
+WINDOWS_MISSED_MAX = 2  # a peer that missed this many windows in a row is asked but not waited for
+ATTEMPTS_MAX = 5  # sellers tried for one job before the client is told

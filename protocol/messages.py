@@ -1,0 +1,590 @@
+"""Every wire message, in the order of the journeys: the protocol on one page.
+
+A message is a frozen typed value. Whatever steers anything travels sealed in a signed envelope (`envelope.py`); only
+the token frames of a running job go bare, on the stream that its award opened, since the receipt binds them.
+
+Integers and byte strings only: no floats, so that one value has one encoding. Money is micro-credits, durations are
+milliseconds, `_at` is Unix time in milliseconds. Text that a peer chose is shown escaped and never acted on.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+from protocol import limits
+
+# --- values -------------------------------------------------------------------------------------------------------
+Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]  # SHA-256
+Key = Annotated[bytes, Meta(min_length=32, max_length=32)]  # raw Ed25519 public key
+Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
+Id = Annotated[bytes, Meta(min_length=16, max_length=16)]  # random, chosen by whoever makes the thing
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Money = Annotated[int, Meta(ge=0, le=2**53)]  # micro-credits; a zero-sum mesh never sees a trillion credits
+Peer = Annotated[str, Meta(min_length=52, max_length=52, pattern=r"^12D3KooW[1-9A-HJ-NP-Za-km-z]{44}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Owner = Annotated[str, Meta(min_length=1, max_length=limits.OWNER_CHARS_MAX)]
+Address = Annotated[str, Meta(max_length=limits.ADDRESS_CHARS_MAX)]
+Detail = Annotated[str, Meta(max_length=limits.DETAIL_CHARS_MAX)]
+
+Privacy = Literal["local", "owner", "mesh"]  # this device; devices of the same owner; any member
+LogName = Literal["assembly", "bilateral"]
+DeclineReason = Literal[
+    "price",
+    "memory",
+    "model_missing",
+    "context",
+    "battery",
+    "policy",
+    "busy",
+    "budget",
+    "credit",
+    "unsettled",
+    "not_admitted",
+]
+
+NO_HASH = bytes(32)  # the `prev` of a log's first entry; the mesh id inside the founding charter's envelope
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A value inside messages; it has no kind of its own."""
+
+
+class Message(Part, frozen=True, kw_only=True):
+    """A message of one kind.
+
+    Class attributes:
+        kind: the name it is signed under.
+        bytes_max: the size of the whole sealed envelope.
+        live: True: taken within ±60 s of its time. False: durable, taken until its ttl (0: for ever).
+    """
+
+    kind: ClassVar[str]
+    bytes_max: ClassVar[int]
+    live: ClassVar[bool] = True
+
+
+class Entry(Message, frozen=True, kw_only=True):
+    """A durable message: one entry of its author's hash-chained log.
+
+    Attributes:
+        index: 0, 1, 2… without a gap in this author's log.
+        prev: the id of the entry before it; `NO_HASH` for the first.
+    """
+
+    live: ClassVar[bool] = False
+    log: ClassVar[LogName]
+
+    index: Count
+    prev: Hash
+
+
+class Head(Part, frozen=True, kw_only=True):
+    """How far an author's log is known: its newest entry."""
+
+    author: Peer
+    log: LogName
+    index: Count
+    entry: Hash
+
+
+# --- meeting ------------------------------------------------------------------------------------------------------
+class Hello(Message, frozen=True, kw_only=True):
+    """The first stream on each connection, in both directions. The mesh id stands in the envelope.
+
+    Attributes:
+        boot: random per start of the daemon. A foreign boot under one's own peer id: the key runs twice.
+        heads: the logs I hold, up to a bound: what the other may lack.
+        yours: the heads of the *receiver's* logs as I know them, so that a restored backup finds its own newest entry.
+        advert: my own sealed advert, or empty.
+        adverts: a sample of sealed adverts that I know.
+        addresses: where I can be dialled.
+    """
+
+    kind = "hello"
+    bytes_max = limits.HELLO_BYTES_MAX
+
+    boot: Id
+    heads: Annotated[tuple[Head, ...], Meta(max_length=limits.HEADS_PER_HELLO_MAX)]
+    yours: Annotated[tuple[Head, ...], Meta(max_length=2)]
+    advert: Annotated[bytes, Meta(max_length=limits.ADVERT_BYTES_MAX)]
+    adverts: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=limits.ADVERT_BYTES_MAX)], ...],
+        Meta(max_length=limits.ADVERTS_PER_HELLO_MAX),
+    ]
+    addresses: Annotated[tuple[Address, ...], Meta(max_length=limits.ADDRESSES_MAX)]
+
+
+class ModelOffer(Part, frozen=True, kw_only=True):
+    """A model that a device holds. Speeds are measured tokens per 1,000 seconds; 0 before the first measurement."""
+
+    digest: Hash
+    architecture: Annotated[str, Meta(max_length=32)]
+    quantisation: Annotated[str, Meta(max_length=16)]
+    context_tokens: Count
+    tokens_per_ks: Count
+    prompt_tokens_per_ks: Count
+
+
+class Device(Part, frozen=True, kw_only=True):
+    """What the device really is, now. Memory in MiB, load in percent of all cores, battery in percent or -1 for none."""
+
+    cores: Count
+    memory_mib: Count
+    memory_free_mib: Count
+    load_percent: Count
+    battery_percent: Annotated[int, Meta(ge=-1, le=100)]
+    is_charging: bool
+    gpu: Annotated[str, Meta(max_length=64)]  # empty: none that llama.cpp sees
+    sandbox: Literal["", "S1", "S2", "S3"]
+
+
+class Advert(Message, frozen=True, kw_only=True):
+    """A device's offer: what it holds, how free it is, what it asks. Ephemeral, at most one per 10 s."""
+
+    kind = "advert"
+    bytes_max = limits.ADVERT_BYTES_MAX
+
+    models: Annotated[tuple[ModelOffer, ...], Meta(max_length=limits.MODELS_PER_ADVERT_MAX)]
+    slots: Count
+    slots_free: Count
+    prompt_micro: Money  # asked per prompt token
+    completion_micro: Money  # asked per completion token
+    device: Device
+    heads: Annotated[tuple[Head, ...], Meta(max_length=2)]
+    addresses: Annotated[tuple[Address, ...], Meta(max_length=4)]
+
+
+class AdvertsWanted(Message, frozen=True, kw_only=True):
+    """A buyer that knows too few sellers of a model asks a peer for adverts it knows."""
+
+    kind = "adverts_wanted"
+    bytes_max = limits.BID_BYTES_MAX
+
+    model: Hash
+
+
+class Adverts(Message, frozen=True, kw_only=True):
+    """The answer: sealed adverts, each still to be verified."""
+
+    kind = "adverts"
+    bytes_max = limits.GOSSIP_BYTES_MAX
+
+    adverts: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=limits.ADVERT_BYTES_MAX)], ...],
+        Meta(max_length=limits.ADVERTS_PER_HELLO_MAX),
+    ]
+
+
+# --- assembly: who belongs, who decides, what names mean --------------------------------------------------------------
+class RollEntry(Part, frozen=True, kw_only=True):
+    """A voter: the device key that votes, whose it is, and what its vote weighs."""
+
+    key: Key
+    owner: Owner
+    weight: Annotated[int, Meta(ge=1, le=1_000_000)]
+
+
+class Charter(Entry, frozen=True, kw_only=True):
+    """The constitution. The SHA-256 of version 1 is the mesh id, so its own envelope carries `NO_HASH` there.
+
+    Attributes:
+        approvers: the humans' keys: theirs are the approvals and vetoes.
+        recovery: keys that may sign the next version when the roll's are lost; kept encrypted, offline.
+        pass_percent: a ballot passes at this share of the whole roll's weight.
+        machine_vote_ms, human_approval_ms, veto_ms: how long each may take.
+    """
+
+    kind = "charter"
+    bytes_max = limits.ASSEMBLY_BYTES_MAX
+    log = "assembly"
+
+    version: Annotated[int, Meta(ge=1)]
+    name: Name
+    roll: Annotated[tuple[RollEntry, ...], Meta(min_length=1, max_length=limits.ROLL_MAX)]
+    approvers: Annotated[tuple[Key, ...], Meta(min_length=1, max_length=limits.ROLL_MAX)]
+    recovery: Annotated[tuple[Key, ...], Meta(max_length=8)]
+    pass_percent: Annotated[int, Meta(ge=51, le=100)]
+    machine_vote_ms: Count
+    human_approval_ms: Count
+    veto_ms: Count
+
+
+class Invitation(Message, frozen=True, kw_only=True):
+    """A roll member's word that whoever holds the one-use key may join. Travels out of band, inside an invite text.
+
+    The issuer alone counts its uses, so the joiner has to reach the issuer.
+    """
+
+    kind = "invitation"
+    bytes_max = limits.MARKET_BYTES_MAX
+    live = False
+
+    invitation_id: Id
+    key: Key  # the one-use key's public half
+    uses: Annotated[int, Meta(ge=1, le=1_000)]
+    owner: Owner
+    credit_line_micro: Money
+    expires_at: Count
+    addresses: Annotated[tuple[Address, ...], Meta(min_length=1, max_length=limits.ADDRESSES_MAX)]
+
+
+class JoinRequest(Message, frozen=True, kw_only=True):
+    """The joiner's half: the invitation, and its peer id signed with the one-use key."""
+
+    kind = "join_request"
+    bytes_max = 2 * limits.MARKET_BYTES_MAX
+
+    invitation: Annotated[bytes, Meta(max_length=limits.MARKET_BYTES_MAX)]
+    proof: Signature
+
+
+class Refusal(Message, frozen=True, kw_only=True):
+    """No, and why; for admission and for streams that steer nothing further."""
+
+    kind = "refusal"
+    bytes_max = limits.BID_BYTES_MAX
+
+    reason: Annotated[str, Meta(max_length=32)]
+    detail: Detail
+
+
+class Admitted(Entry, frozen=True, kw_only=True):
+    """A roll member admits a device. From here on it may buy, sell and train."""
+
+    kind = "admitted"
+    bytes_max = limits.MARKET_BYTES_MAX
+    log = "assembly"
+
+    peer: Peer
+    owner: Owner
+    credit_line_micro: Money
+    invitation_id: Id
+
+
+class Card(Entry, frozen=True, kw_only=True):
+    """A roll member binds a name to a model's digest. The newest card of a name holds."""
+
+    kind = "card"
+    bytes_max = limits.BID_BYTES_MAX
+    log = "assembly"
+
+    name: Name
+    model: Hash
+
+
+class Revocation(Entry, frozen=True, kw_only=True):
+    """A roll member bars a device. It stays barred; its owner rejoins with a new key."""
+
+    kind = "revocation"
+    bytes_max = limits.BID_BYTES_MAX
+    log = "assembly"
+
+    peer: Peer
+    reason: Detail
+
+
+class Evidence(Entry, frozen=True, kw_only=True):
+    """Two sealed envelopes of one key that cannot both be honest. Anybody can check them; the key is barred."""
+
+    kind = "evidence"
+    bytes_max = limits.GOSSIP_BYTES_MAX
+    log = "assembly"
+
+    first: Annotated[bytes, Meta(max_length=limits.MARKET_BYTES_MAX)]
+    second: Annotated[bytes, Meta(max_length=limits.MARKET_BYTES_MAX)]
+
+
+# --- sync ---------------------------------------------------------------------------------------------------------
+class EntriesWanted(Message, frozen=True, kw_only=True):
+    """Send the entries of this author's log from `start` on. Assembly logs to members; bilateral ones to whom they bind."""
+
+    kind = "entries_wanted"
+    bytes_max = limits.BID_BYTES_MAX
+
+    author: Peer
+    log: LogName
+    start: Count
+
+
+class Entries(Message, frozen=True, kw_only=True):
+    """Sealed entries in the order of their indexes; empty: that was all."""
+
+    kind = "entries"
+    bytes_max = limits.ENTRIES_BYTES_MAX
+
+    entries: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=limits.GOSSIP_BYTES_MAX)], ...],
+        Meta(max_length=limits.ENTRIES_PER_ANSWER_MAX),
+    ]
+
+
+# --- a chat -------------------------------------------------------------------------------------------------------
+class Request(Message, frozen=True, kw_only=True):
+    """What is wanted and on which terms, without the prompt. Opens the job stream to each seller asked.
+
+    Attributes:
+        job_id: the client's request, through all its attempts.
+        attempt: 1, 2, …; each names one award at most.
+        prompt_tokens: the buyer's estimate; it need not hold the tokenizer.
+        completion_tokens_max: the cap; the hold is prompt + cap.
+        total_micro_max: the reserve: a dearer bid is declined by the seller itself (`price`).
+        session: a digest of the client's session, or `NO_HASH`: sellers with its cache warm are the better choice.
+    """
+
+    kind = "request"
+    bytes_max = limits.MARKET_BYTES_MAX
+
+    job_id: Id
+    attempt: Annotated[int, Meta(ge=1, le=limits.ATTEMPTS_MAX)]
+    model: Hash
+    prompt_tokens: Count
+    completion_tokens_max: Count
+    total_micro_max: Money
+    privacy: Privacy
+    session: Hash
+    head: Head | None  # my bilateral log's, so that the seller knows what it has not seen of my debts
+
+
+class Bid(Message, frozen=True, kw_only=True):
+    """A price, not a slot. First price, sealed: the winner is paid what it bid."""
+
+    kind = "bid"
+    bytes_max = limits.BID_BYTES_MAX
+
+    request: Hash  # the request's id: the hash of its content
+    prompt_micro: Money  # per prompt token
+    completion_micro: Money  # per completion token
+    ttft_ms: Count  # expected, from measured speeds at the present load
+    tokens_per_ks: Count
+
+
+class Decline(Message, frozen=True, kw_only=True):
+    """No, with a signed reason: "why not me" always has an answer."""
+
+    kind = "decline"
+    bytes_max = limits.BID_BYTES_MAX
+
+    request: Hash
+    reason: DeclineReason
+    detail: Detail
+
+
+class Award(Entry, frozen=True, kw_only=True):
+    """The buyer's choice, durable before it is sent. It opens a lease that later jobs of the session may use.
+
+    Attributes:
+        hold_micro: what all receipts under this award may come to.
+        lease_ms: it ends this long after its last job; 0: this job only.
+    """
+
+    kind = "award"
+    bytes_max = limits.MARKET_BYTES_MAX
+    log = "bilateral"
+
+    request: Hash
+    bid: Hash
+    job_id: Id
+    attempt: Annotated[int, Meta(ge=1, le=limits.ATTEMPTS_MAX)]
+    seller: Peer
+    model: Hash
+    hold_micro: Money
+    prompt_micro: Money
+    completion_micro: Money
+    lease_ms: Count
+    session: Hash
+
+
+class Accept(Entry, frozen=True, kw_only=True):
+    """The seller has a slot and takes the award, durable before it is sent."""
+
+    kind = "accept"
+    bytes_max = limits.BID_BYTES_MAX
+    log = "bilateral"
+
+    award: Hash
+    buyer: Peer
+    job_id: Id
+    attempt: Annotated[int, Meta(ge=1, le=limits.ATTEMPTS_MAX)]
+
+
+class SamplingTerms(Part, frozen=True, kw_only=True):
+    """How the next token is drawn; `_ppm` is parts per million."""
+
+    temperature_ppm: Annotated[int, Meta(ge=0, le=2_000_000)] = 0
+    top_p_ppm: Annotated[int, Meta(ge=0, le=1_000_000)] = 1_000_000
+    top_k: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    min_p_ppm: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    repeat_penalty_ppm: Annotated[int, Meta(ge=0, le=2_000_000)] = 1_000_000
+    frequency_penalty_ppm: Annotated[int, Meta(ge=-2_000_000, le=2_000_000)] = 0
+    presence_penalty_ppm: Annotated[int, Meta(ge=-2_000_000, le=2_000_000)] = 0
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
+
+
+class Turn(Part, frozen=True, kw_only=True):
+    """One message of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Work(Message, frozen=True, kw_only=True):
+    """The prompt, to the winner only. Under a lease it comes without a new award.
+
+    Attributes:
+        award: the id of the award that pays for it.
+        received: completion token ids that the client already has from earlier attempts.
+    """
+
+    kind = "work"
+    bytes_max = limits.PROMPT_BYTES_MAX
+
+    award: Hash
+    job_id: Id
+    attempt: Annotated[int, Meta(ge=1, le=limits.ATTEMPTS_MAX)]
+    turns: Annotated[tuple[Turn, ...], Meta(min_length=1, max_length=1_024)]
+    completion_tokens_max: Count
+    sampling: SamplingTerms
+    stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=8)]
+    received: Annotated[
+        tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...], Meta(max_length=limits.RECEIVED_TOKENS_MAX)
+    ]
+
+
+class Cancel(Message, frozen=True, kw_only=True):
+    """The client has left: stop, and send the receipt for what was delivered."""
+
+    kind = "cancel"
+    bytes_max = limits.BID_BYTES_MAX
+
+    job_id: Id
+    attempt: Annotated[int, Meta(ge=1, le=limits.ATTEMPTS_MAX)]
+
+
+class Receipt(Entry, frozen=True, kw_only=True):
+    """What was delivered and what it costs, by the seller. Money moves once the payer has countersigned.
+
+    Its id (the hash of its content) is its idempotency key; at most one per (job, attempt).
+    """
+
+    kind = "receipt"
+    bytes_max = limits.MARKET_BYTES_MAX
+    log = "bilateral"
+
+    award: Hash
+    job_id: Id
+    attempt: Annotated[int, Meta(ge=1, le=limits.ATTEMPTS_MAX)]
+    payer: Peer
+    payee: Peer
+    model: Hash
+    adapter: Hash  # `NO_HASH`: none
+    sampling: Hash  # of the sampling terms, as in the work
+    seed: Count
+    prompt: Hash  # of the turns
+    output: Hash  # of the delivered token ids, u32 little-endian
+    prompt_tokens: Count
+    completion_tokens: Count  # delivered in this attempt
+    ttft_ms: Count
+    duration_ms: Count
+    amount_micro: Money
+
+
+class Countersignature(Entry, frozen=True, kw_only=True):
+    """The payer agrees. It carries the receipt itself, so that one entry proves the whole payment to anybody."""
+
+    kind = "countersignature"
+    bytes_max = 2 * limits.MARKET_BYTES_MAX
+    log = "bilateral"
+
+    receipt: Annotated[bytes, Meta(max_length=limits.MARKET_BYTES_MAX)]
+
+
+class SettlementWanted(Message, frozen=True, kw_only=True):
+    """The seller of an attempt whose stream broke asks what the buyer accepted."""
+
+    kind = "settlement_wanted"
+    bytes_max = limits.BID_BYTES_MAX
+
+    award: Hash
+    job_id: Id
+    attempt: Annotated[int, Meta(ge=1, le=limits.ATTEMPTS_MAX)]
+
+
+class Accepted(Message, frozen=True, kw_only=True):
+    """How many tokens of the attempt arrived in order, and their digest: what a receipt may be made out for."""
+
+    kind = "accepted"
+    bytes_max = limits.BID_BYTES_MAX
+
+    job_id: Id
+    attempt: Annotated[int, Meta(ge=1, le=limits.ATTEMPTS_MAX)]
+    completion_tokens: Count
+    output: Hash
+
+
+# --- the bare frames of a running job ---------------------------------------------------------------------------------
+TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+
+
+class TokensFrame(Part, frozen=True, kw_only=True, tag="tokens"):
+    """New tokens. `first` is the index of the first of them in the whole completion, so a gap or a repeat shows."""
+
+    first: Count
+    ids: Annotated[tuple[TokenId, ...], Meta(max_length=512)]
+    text: str
+
+
+class ProgressFrame(Part, frozen=True, kw_only=True, tag="progress"):
+    """Still alive: what is being done, and how far it is."""
+
+    phase: Literal["queued", "loading", "prefill", "decode"]
+    done: Count
+    total: Count
+
+
+class FinishedFrame(Part, frozen=True, kw_only=True, tag="finished"):
+    """The last of the tokens has been sent; the receipt follows."""
+
+    reason: Literal["stop", "length", "cancelled"]
+    text: str
+    prompt_tokens: Count
+    completion_tokens: Count  # of the whole completion, those of earlier attempts counted in
+
+
+class FailedFrame(Part, frozen=True, kw_only=True, tag="failed"):
+    """The seller cannot go on. `prompt` is the client's fault (400); the others send the buyer to the next seller."""
+
+    reason: Literal["prompt", "engine", "lease", "busy", "refused"]
+    detail: Detail
+
+
+JobFrame = TokensFrame | ProgressFrame | FinishedFrame | FailedFrame
+
+MESSAGES: tuple[type[Message], ...] = (
+    Hello,
+    Advert,
+    AdvertsWanted,
+    Adverts,
+    Charter,
+    Invitation,
+    JoinRequest,
+    Refusal,
+    Admitted,
+    Card,
+    Revocation,
+    Evidence,
+    EntriesWanted,
+    Entries,
+    Request,
+    Bid,
+    Decline,
+    Award,
+    Accept,
+    Work,
+    Cancel,
+    Receipt,
+    Countersignature,
+    SettlementWanted,
+    Accepted,
+)
+BY_KIND: dict[str, type[Message]] = {message.kind: message for message in MESSAGES}

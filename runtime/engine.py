@@ -1,0 +1,192 @@
+"""The Engine port: many requests at once, tokens out, and nothing said about how.
+
+Behind it stand llama.cpp in a sandboxed child (`runtime/llama/`) and `EchoEngine` (`runtime/echo.py`), the honest fake
+that tests and the simulator run. `tests/contracts/test_engine.py` is their shared acceptance suite.
+
+A request carries the chat, not a rendered prompt: the model's own template is a program out of a stranger's file, and
+only the sandboxed child runs it.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NewType, Protocol
+
+from protocol.errors import AgoraError
+
+Digest = NewType("Digest", bytes)  # SHA-256, 32 bytes
+
+
+class FinishReason(Enum):
+    """Why a generation ended, in OpenAI's words."""
+
+    STOP = "stop"  # the model's end-of-turn token, or a stop sequence
+    LENGTH = "length"  # the cap, or the context is full
+
+
+class Phase(Enum):
+    """What an engine is doing for a request that has no token yet."""
+
+    QUEUED = "queued"
+    LOADING = "loading"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """One turn of a chat. `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. Integers, since signed messages carry no floats: `_ppm` is parts per million."""
+
+    temperature_ppm: int = 0  # 0 is greedy; 1_000_000 is temperature 1
+    top_p_ppm: int = 1_000_000
+    top_k: int = 0  # 0: no limit
+    min_p_ppm: int = 0
+    repeat_penalty_ppm: int = 1_000_000
+    frequency_penalty_ppm: int = 0
+    presence_penalty_ppm: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One request to an engine.
+
+    Attributes:
+        model: SHA-256 of the GGUF.
+        messages: the chat so far, oldest first; not empty.
+        tokens_max: completion tokens at most, those in `received` counted in.
+        stop: texts at which the completion ends; they are not part of it.
+        received: completion token ids that another engine has already produced and the client has already seen. The
+            prompt is prefilled as usual and these are then decoded one by one while that is estimated to take under
+            2 s (greedy: exact), else prefilled. Sampler and stop-sequence states are rebuilt by feeding them. No
+            frame is sent for them; the text goes on exactly after theirs.
+    """
+
+    model: Digest
+    messages: tuple[ChatMessage, ...]
+    tokens_max: int
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    received: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """New completion tokens and the text that they made certain.
+
+    `text` may lag behind `ids`: bytes of an unfinished character, and text that may yet become a stop sequence, are
+    held back. What is held back is a function of all ids so far, so a successor that was given them goes on exactly.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """No token yet (or none for a while): what is being done. `done` of `total` tokens of the prompt are read."""
+
+    phase: Phase
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last frame of a generation. Counts are tokens; times are seconds inside the engine."""
+
+    reason: FinishReason
+    text: str  # what was still held back
+    prompt_tokens: int
+    completion_tokens: int  # with the received ones
+    prefill_s: float
+    decode_s: float
+
+
+Frame = Tokens | Progress | Finished
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a loaded or loadable model is, read from the file's own metadata after its digest was checked."""
+
+    digest: Digest
+    name: str  # the file's own name, untrusted text
+    architecture: str
+    quantisation: str  # "Q8_0", "F16", "Q4_K_M"…
+    parameters: int
+    size_bytes: int
+    context_tokens: int  # what the engine will run it with
+    trained_context_tokens: int
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """What the seller needs for a bid or a decline, as of now."""
+
+    slots: int  # requests it runs at once
+    slots_free: int
+    queued: int
+    prompt_tokens_per_s: float  # measured; 0 when nothing was measured yet
+    tokens_per_s: float  # measured, one stream
+    sandbox: str  # "S3" Landlock + seccomp + rlimits, "S2" without Landlock or seccomp, "S1" rlimits alone
+
+
+class EngineError(AgoraError):
+    """The engine could not do it; the message is one line for the user."""
+
+
+class UnknownModel(EngineError):
+    """No such model on this engine."""
+
+
+class PromptTooLong(EngineError):
+    """The rendered prompt does not fit the context; the message says both numbers."""
+
+
+class BadTemplate(EngineError):
+    """The model's chat template failed, ran too long or used too much memory in its sandbox."""
+
+
+class EngineDied(EngineError):
+    """The child process died under this request (a corrupt model, out of memory, a kill); it is being restarted."""
+
+
+class Engine(Protocol):
+    """Runs generations. Any number may be under way; those over `slots` wait in a bounded queue."""
+
+    @property
+    def models(self) -> Mapping[Digest, ModelCard]:
+        """The models that can be asked for now."""
+
+    def status(self, model: Digest) -> EngineStatus:
+        """Return what a bid for this model may promise now.
+
+        Raises:
+            UnknownModel: it is not on this engine.
+        """
+
+    async def count_tokens(self, model: Digest, messages: tuple[ChatMessage, ...]) -> int:
+        """Return the number of prompt tokens of the rendered chat.
+
+        Raises:
+            EngineError: as for `generate`.
+        """
+
+    def generate(self, request: Generation) -> AsyncGenerator[Frame, None]:
+        """Yield `Progress` (at least every 0.5 s without a token) and `Tokens`, then one `Finished`.
+
+        Closing the generator (`aclose`, or leaving the scope that iterates it) cancels the request; its slot is free
+        within 100 ms.
+
+        Raises:
+            EngineError: one of its kinds, before or between frames.
+        """
