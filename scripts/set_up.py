@@ -1,0 +1,143 @@
+"""Make `.venv` with everything pinned, and show that it is alive while llama.cpp compiles for minutes.
+
+Runs under any Python 3.11 or 3.12, with the standard library alone. pip's whole output goes to `.venv/setup.log`; the
+terminal gets one line that says the step, the compiler's count and the time. A stamp of the inputs makes the next run
+a matter of milliseconds.
+"""
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+VENV: Final = ROOT / ".venv"
+PYTHON: Final = VENV / "bin" / "python"
+STAMP: Final = VENV / "setup.stamp"
+LOG: Final = VENV / "setup.log"
+INPUTS: Final = ("pyproject.toml", "constraints.txt")
+LINES_ON_FAILURE: Final = 25
+QUIET_INTERVAL_S: Final = 20.0  # between lines where there is no terminal to redraw
+
+STEPS: Final = (
+    (re.compile(r"^Collecting ([\w.-]+)"), "finding {0}"),
+    (re.compile(r"^\s*Downloading .*?([\w.]+)-\d"), "downloading {0}"),
+    (re.compile(r"Building wheel for ([\w.-]+)"), "building {0}"),
+    (re.compile(r"Configuring CMake"), "configuring llama.cpp"),
+    (re.compile(r"^\s*\[(\d+)/(\d+)\]"), "compiling llama.cpp, {0} of {1}"),
+    (re.compile(r"^\s*\[\s*(\d+)%\]"), "compiling llama.cpp, {0} %"),
+    (re.compile(r"^Installing collected packages"), "installing"),
+)
+
+
+class Progress:
+    """One line on the terminal, redrawn each second; where there is none, a line now and then."""
+
+    def __init__(self) -> None:
+        self._step = "starting"
+        self._lock = Lock()
+        self._stopped = Event()
+        self._start_s = time.monotonic()
+        self._is_terminal = sys.stdout.isatty()
+        self._thread = Thread(target=self._draw, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        if self._is_terminal:
+            sys.stdout.write("\r\033[K")
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._start_s
+
+    def take(self, line: str) -> None:
+        """Read one line of pip's output."""
+        for pattern, step in STEPS:
+            found = pattern.search(line)
+            if found:
+                with self._lock:
+                    self._step = step.format(*found.groups())
+                return
+
+    def _draw(self) -> None:
+        while not self._stopped.wait(1.0 if self._is_terminal else QUIET_INTERVAL_S):
+            with self._lock:
+                step = self._step
+            minutes, seconds = divmod(int(self.elapsed_s), 60)
+            line = f"setup {minutes}:{seconds:02}  {step}"
+            sys.stdout.write(f"\r\033[K{line[:100]}" if self._is_terminal else f"{line}\n")
+            sys.stdout.flush()
+
+
+def main() -> int:
+    """Return 0 when `.venv` is as the inputs say."""
+    if not (3, 11) <= sys.version_info < (3, 13):
+        return refuse(f"found Python {sys.version.split()[0]}, expected 3.11 or 3.12; run 'make PYTHON=…'")
+    stamp = stamp_now()
+    if PYTHON.exists() and STAMP.exists() and STAMP.read_text() == stamp:
+        return 0
+    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        return refuse("found no C compiler, expected cc, gcc or clang; install one (Debian: apt install build-essential)")
+    print("setting up .venv; the first time llama.cpp is compiled, which takes 5 to 9 minutes", flush=True)
+    STAMP.unlink(missing_ok=True)
+    subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    with Progress() as progress:
+        status, last_lines = install(progress)
+    if status != 0:
+        print("\n".join(last_lines), file=sys.stderr)
+        return refuse(f"pip ended with status {status}; the lines above say why, and {LOG} says all")
+    STAMP.write_text(stamp)
+    print(f"ready in {progress.elapsed_s:.0f} s", flush=True)
+    return 0
+
+
+def stamp_now() -> str:
+    """Return a digest of what the environment is made from, and of where it stands, since scripts carry the path."""
+    inputs = [(ROOT / name).read_bytes() for name in INPUTS]
+    whose = f"{sys.version_info[:2]} {ROOT}".encode()
+    return hashlib.sha256(b"\0".join([*inputs, whose])).hexdigest()
+
+
+def install(progress: Progress) -> tuple[int, deque[str]]:
+    """Run pip; return its exit status and its last lines."""
+    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "--verbose", "--progress-bar", "off"]
+    last_lines: deque[str] = deque(maxlen=LINES_ON_FAILURE)
+    with (
+        LOG.open("w", encoding="utf-8") as log,
+        subprocess.Popen(
+            [*pip, "-c", "constraints.txt", "-e", ".[dev]"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.write(line)
+            last_lines.append(line.rstrip())
+            progress.take(line)
+    return process.returncode, last_lines
+
+
+def refuse(message: str) -> int:
+    """Say one line; return the exit status."""
+    print(message, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
