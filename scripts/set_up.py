@@ -14,7 +14,7 @@ import time
 from collections import deque
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Final
+from typing import Final, Self
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 VENV: Final = ROOT / ".venv"
@@ -47,7 +47,7 @@ class Progress:
         self._is_terminal = sys.stdout.isatty()
         self._thread = Thread(target=self._draw, daemon=True)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -89,7 +89,9 @@ def main() -> int:
     if PYTHON.exists() and STAMP.exists() and STAMP.read_text() == stamp:
         return 0
     if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
-        return refuse("found no C compiler, expected cc, gcc or clang; install one (Debian: apt install build-essential)")
+        return refuse(
+            "found no C compiler, expected cc, gcc or clang; install one (Debian: apt install build-essential)"
+        )
     print("setting up .venv; the first time llama.cpp is compiled, which takes 5 to 9 minutes", flush=True)
     STAMP.unlink(missing_ok=True)
     subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
@@ -112,12 +114,12 @@ def stamp_now() -> str:
 
 def install(progress: Progress) -> tuple[int, deque[str]]:
     """Run pip; return its exit status and its last lines."""
-    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "--verbose", "--progress-bar", "off"]
+    pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--verbose"]
     last_lines: deque[str] = deque(maxlen=LINES_ON_FAILURE)
     with (
         LOG.open("w", encoding="utf-8") as log,
         subprocess.Popen(
-            [*pip, "-c", "constraints.txt", "-e", ".[dev]"],
+            [*pip, "--progress-bar=off", "-c", "constraints.txt", "-e", ".[dev]"],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
