@@ -150,7 +150,10 @@ def test_the_lock_of_a_killed_daemon_is_free(home: Home) -> None:
         "with Home(pathlib.Path(sys.argv[1])).lock():\n"
         "    print('locked', flush=True); signal.pause()"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, str(home.path)], stdout=subprocess.PIPE)
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(home.path)], stdout=subprocess.PIPE, env=environ
+    )
     assert child.stdout is not None
     with child, child.stdout:
         assert child.stdout.readline() == b"locked\n"
