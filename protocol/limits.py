@@ -62,3 +62,13 @@ TOKENS_PER_REQUEST_MAX = 32_768
 SELLERS_ASKED_MAX = 8  # K: the best sellers that a spot request asks
 WINDOWS_MISSED_MAX = 2  # a peer that missed this many windows in a row is asked but not waited for
 ATTEMPTS_MAX = 5  # sellers tried for one job before the client is told
+
+# --- assembly ----------------------------------------------------------------------------------------------------
+ROLL_LOG_ENTRIES_MAX = (
+    16_384  # a device a day for 40 years; one hostile voter costs others 8 MiB, not all memory
+)
+EVIDENCE_LOG_ENTRIES_MAX = (
+    64  # who may only accuse needs few entries; each is up to 17 KiB, kept by every member
+)
+INVITATION_CHARS_MAX = 12 * KIB  # an invitation of 8 KiB, its seed, mesh id and checksum, in base64
+CREDIT_LINE_MICRO_DEFAULT = 10_000_000  # 10 credits: what a device may owe before it has earned anything

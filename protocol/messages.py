@@ -21,8 +21,8 @@ Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
 Id = Annotated[bytes, Meta(min_length=16, max_length=16)]  # random, chosen by whoever makes the thing
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Money = Annotated[int, Meta(ge=0, le=2**53)]  # micro-credits; a zero-sum mesh never sees a trillion credits
-Peer = Annotated[str, Meta(min_length=52, max_length=52, pattern=r"^12D3KooW[1-9A-HJ-NP-Za-km-z]{44}$")]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Peer = Annotated[str, Meta(min_length=52, max_length=52, pattern=r"^12D3KooW[1-9A-HJ-NP-Za-km-z]{44}\Z")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # not $, which lets a newline pass
 Owner = Annotated[str, Meta(min_length=1, max_length=limits.OWNER_CHARS_MAX)]
 Address = Annotated[str, Meta(max_length=limits.ADDRESS_CHARS_MAX)]
 Detail = Annotated[str, Meta(max_length=limits.DETAIL_CHARS_MAX)]
@@ -140,10 +140,14 @@ class Device(Part, frozen=True, kw_only=True):
 
 
 class Advert(Message, frozen=True, kw_only=True):
-    """A device's offer: what it holds, how free it is, what it asks. Ephemeral, at most one per 10 s."""
+    """A device's offer: what it holds, how free it is, what it asks. At most one per 10 s; the newest counts.
+
+    Not live but with a ttl of `ADVERT_TTL_S`, since members hand each other's adverts on to newcomers.
+    """
 
     kind = "advert"
     bytes_max = limits.ADVERT_BYTES_MAX
+    live = False
 
     models: Annotated[tuple[ModelOffer, ...], Meta(max_length=limits.MODELS_PER_ADVERT_MAX)]
     slots: Count

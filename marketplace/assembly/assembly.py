@@ -1,0 +1,312 @@
+"""The assembly: who belongs, who decides and what names mean, as a fold over the members' assembly logs.
+
+The same entries give the same state in whatever order they come. Two rules make it so. An entry is *taken* by what
+never changes back: its log has no gap, and its author stands on the roll or, for evidence, was ever admitted. What a
+taken entry *does* is a function of the whole set: of several admissions or cards the newest by (signed time, author,
+index) holds, and a revocation or evidence outlasts everything. An admission of a barred key is therefore taken, since
+its author's log goes on after it, and does nothing. An entry that comes before what gives its author the right is
+refused, and taken when it is offered again.
+
+Evidence bars a key and *closes* its assembly log: what stands at or behind the fork, or was signed after the
+contradiction, does nothing any more, for every member alike. Only evidence still counts there, since it proves itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from marketplace.assembly.charter import check_founding, open_entry
+from marketplace.assembly.evidence import Contradiction, contradiction
+from protocol import limits
+from protocol.envelope import Sealed
+from protocol.errors import BrokenLog, MalformedMessage, NotAuthorised
+from protocol.identity import PeerId, PublicKey, peer_id_of, public_key_of
+from protocol.log import AuthorLog
+from protocol.messages import (
+    NO_HASH,
+    Admitted,
+    Card,
+    Charter,
+    Entry,
+    Evidence,
+    Head,
+    Revocation,
+    RollEntry,
+)
+
+__all__ = ["Assembly", "Member", "open_entry"]
+
+_Age = tuple[int, PeerId, int]  # signed time, author, index: which of two entries is the newer, for everybody
+
+
+@dataclass(frozen=True)
+class Member:
+    """A device that belongs: it may buy, sell and train.
+
+    Attributes:
+        owner: whose device it is; devices of one owner trust each other with `owner` privacy.
+        credit_line_micro: its account may fall to minus this.
+        is_roll: whether it votes.
+        admitted_by: the roll member that admitted it; the founder for those on the roll.
+    """
+
+    owner: str
+    credit_line_micro: int
+    is_roll: bool
+    admitted_by: PeerId
+
+
+@dataclass(frozen=True)
+class _Closing:
+    """An author's entries do nothing from this index on, nor when signed later than this."""
+
+    index: int
+    at_ms: int
+
+
+class Assembly:
+    """The state, and the logs that it follows from. Make one with `found`."""
+
+    def __init__(self, charter: Sealed[Charter]) -> None:
+        self.charter = charter.message
+        self.founder = charter.sender
+        self.mesh = charter.id
+        self.roll: dict[PeerId, RollEntry] = {
+            peer_id_of(PublicKey(entry.key)): entry for entry in charter.message.roll
+        }
+        self._logs: dict[PeerId, AuthorLog] = {}
+        self._ever_admitted: set[PeerId] = set()
+        self._convicted: set[PeerId] = set()
+        self._closings: dict[PeerId, _Closing] = {}
+        self._admissions: dict[PeerId, tuple[_Age, Sealed[Entry], Member]] = {}
+        self._cards: dict[str, tuple[_Age, bytes]] = {}
+        self._revoked: set[PeerId] = set()
+
+    @classmethod
+    def found(cls, charter: Sealed[Charter]) -> "Assembly":
+        """Return the assembly of a mesh on the day of its founding.
+
+        Raises:
+            RemoteProtocolError: the charter founds no mesh; see `check_founding`.
+        """
+        check_founding(charter)
+        assembly = cls(charter)
+        first = AuthorLog(charter.sender, "assembly")
+        first.append(charter)
+        assembly._logs[charter.sender] = first
+        return assembly
+
+    # --- taking entries -----------------------------------------------------------------------------------------
+    def check(self, entry: Sealed[Entry]) -> None:
+        """Raise what `apply` would raise, and change nothing.
+
+        Raises:
+            NotAuthorised: its author has no right to it (yet), or it proves nothing.
+            MalformedMessage: it has an expiry, or names a peer id that is none.
+            BrokenLog: a gap, a wrong `prev`, or the author's log is full.
+            Equivocation: another entry of the author stands at its index.
+            RemoteProtocolError: the envelopes inside a piece of evidence do not verify.
+        """
+        self._examine(entry)
+
+    def apply(self, entry: Sealed[Entry]) -> bool:
+        """Take an entry in; return False when it was there already.
+
+        Raises:
+            RemoteProtocolError: as in `check`; nothing has changed then.
+        """
+        proof = self._examine(entry)
+        log = self._logs.get(entry.sender) or AuthorLog(entry.sender, "assembly")
+        if not log.append(entry):
+            return False
+        self._logs[entry.sender] = log
+        if proof is not None:
+            self._convict(proof)
+        self._fold(entry)
+        return True
+
+    def _examine(self, entry: Sealed[Entry]) -> Contradiction | None:
+        log = self._logs.get(entry.sender) or AuthorLog(entry.sender, "assembly")
+        log.check(entry)
+        message = entry.message
+        if message.index < log.next_index:
+            return None  # known already
+        if entry.expires_ms is not None:
+            raise MalformedMessage(
+                f"{_a(message)} of {entry.sender} expires, expected an entry without an end"
+            )
+        is_roll = entry.sender in self.roll
+        if not is_roll and (entry.sender not in self._ever_admitted or not isinstance(message, Evidence)):
+            raise NotAuthorised(f"{entry.sender} signed {_a(message)} and is not on the roll")
+        entries_max = limits.ROLL_LOG_ENTRIES_MAX if is_roll else limits.EVIDENCE_LOG_ENTRIES_MAX
+        if message.index >= entries_max:
+            raise BrokenLog(f"assembly log of {entry.sender} is full, at most {entries_max} entries allowed")
+        match message:
+            case Evidence():
+                return contradiction(message, self.mesh)
+            case Admitted():
+                public_key_of(PeerId(message.peer))
+                self.check_owner(message.owner, admitted_by=entry.sender)
+            case Revocation():
+                if PeerId(message.peer) in self.roll:
+                    raise NotAuthorised(f"{message.peer} is on the roll: only a new charter takes it off")
+            case Charter():
+                raise NotAuthorised(
+                    f"charter version {message.version} came, only the founding one is understood"
+                )
+        return None
+
+    def check_owner(self, owner: str, *, admitted_by: PeerId) -> None:
+        """Check that a roll member may admit devices as an owner's.
+
+        An owner who stands on the roll admits its devices itself: else any other voter could slip a device of its own
+        in among them and be sent their `owner`-private prompts.
+
+        Raises:
+            NotAuthorised: it may not.
+        """
+        is_voter = any(entry.owner == owner for entry in self.roll.values())
+        if is_voter and self.roll[admitted_by].owner != owner:
+            raise NotAuthorised(
+                f"{admitted_by} admits a device of {owner!r}, who is on the roll and may do so alone"
+            )
+
+    def _convict(self, proof: Contradiction) -> None:
+        self._convicted.add(proof.accused)
+        open_end = _Closing(limits.ROLL_LOG_ENTRIES_MAX, proof.at_ms)
+        known = self._closings.get(proof.accused, open_end)
+        index = known.index if proof.fork_index is None else min(known.index, proof.fork_index)
+        closing = _Closing(index, min(known.at_ms, proof.at_ms))
+        if closing != self._closings.get(proof.accused):
+            self._closings[proof.accused] = closing
+            self._fold_again()
+
+    def _fold_again(self) -> None:
+        self._admissions.clear()
+        self._cards.clear()
+        self._revoked.clear()
+        for log in self._logs.values():
+            for entry in log.entries:
+                self._fold(entry)
+
+    def _fold(self, entry: Sealed[Entry]) -> None:
+        message, author = entry.message, entry.sender
+        if isinstance(message, Admitted):
+            self._ever_admitted.add(PeerId(message.peer))
+        closing = self._closings.get(author)
+        if closing and (message.index >= closing.index or entry.time_ms > closing.at_ms):
+            return
+        age = (entry.time_ms, author, message.index)
+        match message:
+            case Admitted():
+                known = self._admissions.get(PeerId(message.peer))
+                if known is None or known[0] < age:
+                    member = Member(
+                        message.owner, message.credit_line_micro, is_roll=False, admitted_by=author
+                    )
+                    self._admissions[PeerId(message.peer)] = (age, entry, member)
+            case Card():
+                card = self._cards.get(message.name)
+                if card is None or card[0] < age:
+                    self._cards[message.name] = (age, message.model)
+            case Revocation():
+                self._revoked.add(PeerId(message.peer))
+
+    # --- who belongs --------------------------------------------------------------------------------------------
+    def is_barred(self, peer_id: PeerId) -> bool:
+        """Whether a key was revoked or convicted by evidence; it stays so."""
+        return peer_id in self._revoked or peer_id in self._convicted
+
+    def is_member(self, peer_id: PeerId) -> bool:
+        """Whether a key may take part: on the roll or admitted, and not barred."""
+        return (peer_id in self.roll or peer_id in self._admissions) and not self.is_barred(peer_id)
+
+    def member(self, peer_id: PeerId) -> Member:
+        """Return what is known of a member.
+
+        Raises:
+            NotAuthorised: it is none.
+        """
+        if not self.is_member(peer_id):
+            raise NotAuthorised(f"peer {peer_id} is not a member of this mesh")
+        if (voter := self.roll.get(peer_id)) is not None:
+            # The charter's word stands above any admission's.
+            return Member(
+                voter.owner, limits.CREDIT_LINE_MICRO_DEFAULT, is_roll=True, admitted_by=self.founder
+            )
+        return self._admissions[peer_id][2]
+
+    def members(self) -> dict[PeerId, Member]:
+        """Return every member, voters first."""
+        keys = dict.fromkeys((*self.roll, *self._admissions))
+        return {peer_id: self.member(peer_id) for peer_id in keys if self.is_member(peer_id)}
+
+    def admission_of(self, peer_id: PeerId) -> Sealed[Entry] | None:
+        """Return the `Admitted` that a member stands on; None for voters and for those who are no members."""
+        if peer_id in self.roll or not self.is_member(peer_id):
+            return None
+        return self._admissions[peer_id][1]
+
+    def same_owner(self, one: PeerId, other: PeerId) -> bool:
+        """Whether two members are devices of one owner."""
+        return (
+            self.is_member(one)
+            and self.is_member(other)
+            and self.member(one).owner == self.member(other).owner
+        )
+
+    def weight(self, peer_id: PeerId) -> int:
+        """Return what a key's vote weighs: 0 off the roll, and once it is barred. The roll's total stays."""
+        voter = self.roll.get(peer_id)
+        return voter.weight if voter and not self.is_barred(peer_id) else 0
+
+    def uses_of(self, issuer: PeerId, invitation_id: bytes) -> int:
+        """Return how many devices an issuer has admitted on one of its invitations, revoked ones too."""
+        return sum(
+            isinstance(entry.message, Admitted) and entry.message.invitation_id == invitation_id
+            for entry in self.entries_after(issuer, -1)
+        )
+
+    # --- what names mean ----------------------------------------------------------------------------------------
+    def names(self) -> dict[str, bytes]:
+        """Return every name and the model's digest it stands for."""
+        return {name: digest for name, (_, digest) in self._cards.items()}
+
+    def digest_of(self, name: str) -> bytes | None:
+        """Return the digest a name stands for."""
+        card = self._cards.get(name)
+        return card[1] if card else None
+
+    def name_of(self, digest: bytes) -> str | None:
+        """Return the name whose card for a digest is the newest; None when none holds."""
+        return max(
+            (name for name in self._cards if self._cards[name][1] == digest),
+            key=lambda name: (self._cards[name][0], name),
+            default=None,
+        )
+
+    # --- the logs -----------------------------------------------------------------------------------------------
+    def head(self, author: PeerId) -> Head | None:
+        """Return the newest entry known of an author; None when there is none."""
+        log = self._logs.get(author)
+        return log.head if log else None
+
+    def heads(self) -> tuple[Head, ...]:
+        """Return the newest entry of every author, voters first: their entries give the others their right to speak."""
+        authors = sorted(
+            self._logs, key=lambda author: (author != self.founder, author not in self.roll, author)
+        )
+        return tuple(head for author in authors if (head := self._logs[author].head))
+
+    def entries_after(self, author: PeerId, index: int) -> Sequence[Sealed[Entry]]:
+        """Return the entries of an author's log behind an index; all of them behind -1."""
+        log = self._logs.get(author)
+        return log.entries[index + 1 :] if log else ()
+
+    def next_place(self, author: PeerId) -> tuple[int, bytes]:
+        """Return the index and `prev` of the entry that an author's log wants next."""
+        log = self._logs.get(author)
+        return (log.next_index, log.next_prev) if log else (0, NO_HASH)
+
+
+def _a(message: Entry) -> str:
+    return f"{'an' if message.kind[0] in 'aeiou' else 'a'} {message.kind}"
