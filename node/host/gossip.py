@@ -1,0 +1,354 @@
+"""Gossip: libp2p's GossipSub, with every inbound byte and every task of it under the guard.
+
+Stock pubsub dies of a frame that is not protobuf, of a message with a garbage key, of a validator that raises and of a
+message that arrives while it stops. It drops what comes faster than 10/s or in bursts of over 32, silently, and
+delivers new content under an old sequence number without validating it. So the loop that reads, the gate that a
+message passes and the queue that it is delivered from are replaced here; mesh building and forwarding are libp2p's.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sized
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import trio
+from libp2p.crypto.keys import KeyPair
+from libp2p.peer.id import ID
+from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, PROTOCOL_ID_V12, GossipSub
+from libp2p.pubsub.mcache import CacheEntry, MessageCache
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.validators import signature_validator
+from libp2p.tools.anyio_service import background_trio_service
+
+from node.host.gossip_score import score_params
+from node.host.gossip_view import ConnectionsOf, GossipStream, HostView, OpenGossip
+from node.host.guard import Guard
+from node.host.mux_stream import MuxStream
+from node.host.negotiation import read_uvarint
+from node.host.pace import Pace
+from protocol.errors import (
+    BadSignature,
+    MalformedMessage,
+    RemoteProtocolError,
+    StreamBroken,
+    TooLarge,
+    TooManyMessages,
+)
+from protocol.identity import PeerId
+from protocol.limits import DEDUPE_MAX, PEER_MESSAGES_PER_S
+from protocol.mesh import GossipHandler, Validator, Verdict
+from protocol.topics import Topic
+
+PROTOCOLS = (PROTOCOL_ID_V12, PROTOCOL_ID_V11)
+RPC_BYTES_MAX = 128 * 1024  # the largest gossip message of 64 KiB, its signature and some control
+RPC_ITEMS_MAX = 64  # messages, subscriptions and control entries in one frame
+IDS_MAX = 1_024  # message ids in one control entry
+INBOX_MESSAGES = 256  # delivered but not yet handled, per topic; then the peers that bring more wait
+SEEN_S = 300.0  # a copy that wanders for longer is refused by the envelope's own time window
+OUTBOX_RPCS = 128  # queued for one slow peer: at 64 KiB each 8 MiB
+BURST = 32.0  # published at once before pacing begins
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """One topic we take part in."""
+
+    topic: Topic
+    validate: Validator
+    handle: GossipHandler
+
+
+def message_id(message: rpc_pb2.Message) -> bytes:
+    """Return SHA-256 over topic and content: the same bytes are the same message, whoever numbered them."""
+    topic = message.topicIDs[0].encode() if message.topicIDs else b""
+    return hashlib.sha256(len(topic).to_bytes(2, "big") + topic + message.data).digest()
+
+
+class Gossip:
+    """This node's part in every topic. One instance lives until it dies; the host then makes another."""
+
+    def __init__(
+        self,
+        keys: KeyPair,
+        guard: Guard,
+        subscriptions: dict[str, Subscription],
+        *,
+        per_s: float,
+        open_gossip: OpenGossip,
+        connections_of: ConnectionsOf,
+    ) -> None:
+        self._guard = guard
+        self._subscriptions = subscriptions
+        self._pace = Pace(per_s, BURST)
+        view = HostView(keys, open_gossip, connections_of)
+        self.router = GossipSub(
+            protocols=list(PROTOCOLS),
+            degree=6,
+            degree_low=4,
+            degree_high=12,
+            heartbeat_interval=1,
+            adaptive_gossip_enabled=False,
+            spam_protection_enabled=False,  # it counts our own publications and drops silently; rates are counted here
+            eclipse_protection_enabled=False,
+            score_params=score_params(self._offences_of),
+        )
+        self.router.mcache = ContentCache(window_size=3, history_size=5)
+        self.pubsub = GuardedPubsub(view, self.router, guard, subscriptions)
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Take part until cancelled."""
+        async with AsyncExitStack() as stack:
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(nursery.cancel_scope.cancel)
+            await stack.enter_async_context(background_trio_service(self.pubsub))
+            await stack.enter_async_context(background_trio_service(self.router))
+            await self.pubsub.wait_until_ready()
+            for subscription in self._subscriptions.values():
+                nursery.start_soon(self._deliver, subscription)
+                await self.pubsub.subscribe(subscription.topic.name)
+            ready()
+            await self.router.manager.wait_finished()
+        raise RuntimeError("gossip router ended")
+
+    async def publish(self, topic: Topic, data: bytes) -> None:
+        """Publish one message, when its turn comes."""
+        await self._pace.wait()
+        await self.pubsub.publish(topic.name, data)
+
+    def peer_connected(self, peer_id: PeerId) -> None:
+        """A first connection to a peer stands: open our gossip stream to it."""
+        self.pubsub.greet(ID.from_base58(peer_id))
+
+    def peer_lost(self, peer_id: PeerId) -> None:
+        """The last connection to a peer is gone."""
+        self._guard.call(
+            peer_id, "gossip", lambda: self.pubsub.forget(ID.from_base58(peer_id)), otherwise=None
+        )
+
+    async def serve(self, raw: MuxStream, protocol: str) -> None:
+        """Read a peer's gossip stream to its end; raises what the guard is to judge."""
+        await self.pubsub.stream_handler(GossipStream(raw, protocol))
+
+    async def _deliver(self, subscription: Subscription) -> None:
+        async for data, peer_id in self.pubsub.inboxes[subscription.topic.name][1]:
+            await self._guard.run(
+                peer_id, subscription.topic.name, partial(subscription.handle, data, peer_id)
+            )
+
+    def _offences_of(self, peer: ID) -> float:
+        return self._guard.offences.score(PeerId(peer.to_base58()), trio.current_time())
+
+
+class GuardedPubsub(Pubsub):
+    """Pubsub whose way in is our own: one frame at a time, each checked, nothing spawned for a stranger."""
+
+    def __init__(
+        self, view: HostView, router: GossipSub, guard: Guard, subscriptions: dict[str, Subscription]
+    ) -> None:
+        super().__init__(
+            view,  # type: ignore[arg-type]  # the part of IHost that pubsub uses
+            router,
+            strict_signing=True,
+            msg_id_constructor=message_id,
+            max_inbound_rpc_size=RPC_BYTES_MAX,
+            max_subscriptions_per_peer=RPC_ITEMS_MAX,
+            allowed_topics=frozenset(subscriptions),
+        )
+        self.seen_messages._stop_event.set()  # noqa: SLF001  a thread and no bound; `stop()` would wait for it
+        self.seen_messages = SeenMessages()  # type: ignore[assignment]  # the two methods that are used
+        assert router.scorer is not None
+        self.scorer = router.scorer
+        self.inboxes = {
+            name: trio.open_memory_channel[tuple[bytes, PeerId]](INBOX_MESSAGES) for name in subscriptions
+        }
+        self._guard = guard
+        self._subscriptions = subscriptions
+        self._rates: dict[PeerId, Pace] = {}
+
+    @property
+    def manager(self) -> Any:
+        """The task manager, which starts every task under the guard, and none while stopping."""
+        return GuardedManager(self._manager, self._guard)
+
+    def greet(self, peer: ID) -> None:
+        """Open our own gossip stream to a peer, again and again while it is connected."""
+        self.manager.run_task(self._handle_new_peer_with_retry, peer)
+
+    def forget(self, peer: ID) -> None:
+        """A peer is gone."""
+        self._rates.pop(PeerId(peer.to_base58()), None)
+        self._handle_dead_peer(peer)
+
+    async def handle_sending_messages(self, peer_id: ID, stream: Any, queue: Any) -> None:
+        """Write what is queued for one peer; the queue is long enough for a burst and its control messages."""
+        queue._queue.max_size = OUTBOX_RPCS  # noqa: SLF001  libp2p's 32 lost 1 of 40 messages published at once
+        await super().handle_sending_messages(peer_id, stream, queue)
+
+    async def stream_handler(self, stream: Any) -> None:
+        """Read one peer's gossip until its stream ends."""
+        peer = stream.muxed_conn.peer_id
+        try:
+            while True:
+                await self._take_frame(stream, peer)
+        except StreamBroken:
+            return
+        finally:
+            self._handle_dead_peer(peer)
+
+    async def _take_frame(self, stream: GossipStream, peer: ID) -> None:
+        size = await read_uvarint(stream.raw.receive_exactly, RPC_BYTES_MAX)
+        frame = await stream.raw.receive_exactly(size)
+        peer_id = stream.raw.peer_id
+        rpc = rpc_pb2.RPC()
+        try:
+            rpc.ParseFromString(frame)
+        except Exception as error:
+            raise MalformedMessage("gossip frame is not an RPC") from error
+        rpc.ClearField("senderRecord")  # an address book that strangers can write into is no use to us
+        _check_counts(rpc)
+        if not self._rates.setdefault(peer_id, Pace(PEER_MESSAGES_PER_S, 2 * PEER_MESSAGES_PER_S)).take(
+            1 + len(rpc.publish)
+        ):
+            self._guard.charge(peer_id, TooManyMessages.offence, "gossip")
+            return
+        for message in rpc.publish:
+            try:
+                await self.push_msg(peer, message)
+            except RemoteProtocolError as error:
+                self._guard.charge(peer_id, error.offence, "gossip")
+        for subscription in rpc.subscriptions:
+            self.handle_subscription(peer, subscription)
+        if rpc.HasField("control"):
+            try:
+                await self.router.handle_rpc(rpc, peer)
+            except Exception as error:
+                raise MalformedMessage("gossip control that the router chokes on") from error
+
+    async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
+        """Pass one message through the gate, deliver it, and hand it on.
+
+        Raises:
+            RemoteProtocolError: refused, and the deliverer's fault.
+        """
+        key = message_id(msg)
+        if self.seen_messages.has(key):
+            return
+        is_ours = msg_forwarder == self.my_id
+        if not is_ours:
+            peer_id = PeerId(msg_forwarder.to_base58())
+            if not self.scorer.allow_publish(msg_forwarder, list(msg.topicIDs)):
+                return
+            verdict = self._judge(peer_id, msg)
+            if verdict is Verdict.IGNORE:
+                return
+            if verdict is Verdict.REJECT:
+                self.scorer.on_invalid_message(msg_forwarder, msg.topicIDs[0])
+                raise MalformedMessage("gossip message that its topic refuses")
+        self.seen_messages.add(key)
+        if not is_ours:
+            self.scorer.on_first_delivery(msg_forwarder, msg.topicIDs[0])
+            await self.inboxes[msg.topicIDs[0]][0].send((msg.data, peer_id))
+        await self.router.publish(msg_forwarder, msg)
+
+    def _judge(self, peer_id: PeerId, message: rpc_pb2.Message) -> Verdict:
+        """Check topic, size and signature, then ask the topic's validator; cheap checks first."""
+        subscription = self._subscriptions.get(message.topicIDs[0]) if len(message.topicIDs) == 1 else None
+        if subscription is None:
+            raise MalformedMessage("gossip message that is not on one topic of ours")
+        if len(message.data) > subscription.topic.message_bytes_max:
+            raise TooLarge(f"{len(message.data)} bytes on {subscription.topic.name}")
+        if message.from_id == self.my_id.to_bytes():
+            return Verdict.IGNORE  # an echo of our own, or somebody who says it is
+        try:
+            is_signed = signature_validator(message)
+        except Exception as error:
+            raise MalformedMessage("gossip message with a garbage key") from error
+        if not is_signed:
+            raise BadSignature("gossip message whose signature does not hold")
+        return self._guard.call(
+            peer_id,
+            f"validator of {subscription.topic.name}",
+            lambda: subscription.validate(message.data, peer_id),
+            otherwise=Verdict.IGNORE,
+        )
+
+
+class GuardedManager:
+    """libp2p's task manager, seen through the guard: no task can take the service down with it."""
+
+    def __init__(self, manager: Any, guard: Guard) -> None:
+        self._manager = manager
+        self._guard = guard
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manager, name)
+
+    def run_task(self, work: Callable[..., Awaitable[None]], *arguments: Any, **options: Any) -> None:
+        """Run a task for a peer; the first argument that is an id says whose."""
+        if not self._manager.is_running or self._manager.is_cancelled:
+            return  # stock pubsub dies here: "Nursery is closed to new arrivals"
+        peer = next((each for each in arguments if isinstance(each, ID)), None)
+        peer_id = PeerId(peer.to_base58()) if peer else PeerId("")
+
+        async def guarded() -> None:
+            await self._guard.run(peer_id, f"gossip {work.__name__}", lambda: work(*arguments))
+
+        self._manager.run_task(guarded, **options)
+
+
+class ContentCache(MessageCache):
+    """The messages of the last seconds, under our message ids.
+
+    libp2p's cache insists on its own ids, and then no peer ever finds a message that it was told of.
+    """
+
+    def put(self, msg: rpc_pb2.Message) -> None:
+        """Remember a message."""
+        key = message_id(msg)
+        if key not in self.msgs:
+            self.msgs[key] = msg
+            self.history[0].append(CacheEntry(key, msg.topicIDs))
+
+
+class SeenMessages:
+    """The ids of messages that have passed here, for a while."""
+
+    def __init__(self) -> None:
+        self._ids: OrderedDict[bytes, float] = OrderedDict()
+
+    def has(self, key: bytes) -> bool:
+        """Whether a message was seen lately."""
+        return key in self._ids
+
+    def add(self, key: bytes) -> bool:
+        """Remember a message; return whether it is new."""
+        now = trio.current_time()
+        is_new = self._ids.setdefault(key, now) == now
+        while len(self._ids) > DEDUPE_MAX or next(iter(self._ids.values())) < now - SEEN_S:
+            self._ids.popitem(last=False)
+        return is_new
+
+
+def _check_counts(rpc: rpc_pb2.RPC) -> None:
+    """Refuse a frame with too much in it."""
+    control = rpc.control
+    lists: list[Sized] = [
+        rpc.publish,
+        rpc.subscriptions,
+        control.ihave,
+        control.iwant,
+        control.graft,
+        control.prune,
+    ]
+    id_lists: list[Any] = [*control.ihave, *control.iwant, *control.idontwant]
+    if (
+        sum(len(each) for each in lists) > RPC_ITEMS_MAX
+        or sum(len(each.messageIDs) for each in id_lists) > IDS_MAX
+    ):
+        raise TooLarge("gossip frame with too many entries")
+    for prune in control.prune:
+        del prune.peers[:]  # peer exchange: strangers choosing whom we dial

@@ -1,0 +1,124 @@
+"""Frames on a stream: a length in front of each, and an end that is said.
+
+On the wire: four bytes of length, big-endian, then that many bytes; the length 0xFFFFFFFF is the end. A TCP connection
+whose process was killed looks like a clean end of file, so an end of file without that mark is a broken stream.
+"""
+
+import struct
+from collections.abc import Callable
+
+from node.host.mux_stream import MuxStream
+from protocol.errors import LocalProtocolError, StreamBroken, StreamEnded, TooLarge
+from protocol.identity import PeerId
+from protocol.topics import StreamProtocol
+
+_LENGTH = struct.Struct("!I")
+_END = _LENGTH.pack(0xFFFFFFFF)
+
+
+class FrameStream:
+    """The `Stream` of the mesh port, over one multiplexed stream."""
+
+    def __init__(
+        self, raw: MuxStream, protocol: StreamProtocol, *, over: Callable[[], None] | None = None
+    ) -> None:
+        """Wrap a negotiated stream. `over` is called once, when neither side can say anything more."""
+        self._raw = raw
+        self._protocol = protocol
+        self._over = over
+        self._buffer = bytearray()
+        self._has_ended = False
+        self._peer_ended = False
+
+    @property
+    def peer_id(self) -> PeerId:
+        """The peer at the other end, as the handshake proved it."""
+        return self._raw.peer_id
+
+    async def send(self, frame: bytes) -> None:
+        """See `protocol.mesh.Stream.send`."""
+        if len(frame) > self._protocol.frame_bytes_max:
+            raise LocalProtocolError(
+                f"frame of {len(frame)} bytes on {self._protocol.name}, at most {self._protocol.frame_bytes_max}"
+            )
+        if self._has_ended:
+            raise LocalProtocolError(f"frame on {self._protocol.name} after its end was said")
+        try:
+            await self._raw.send_all(_LENGTH.pack(len(frame)) + frame)
+        except StreamBroken:
+            self._finish()
+            raise
+
+    async def receive(self) -> bytes:
+        """See `protocol.mesh.Stream.receive`."""
+        try:
+            while True:
+                frame = self._next_frame()
+                if frame is not None:
+                    return frame
+                await self._read_more()
+        except (StreamBroken, TooLarge):
+            self.abort()
+            raise
+
+    async def end(self) -> None:
+        """See `protocol.mesh.Stream.end`."""
+        if self._raw.is_broken:
+            return
+        if not self._has_ended:
+            try:
+                await self._raw.send_all(_END)
+            except StreamBroken:
+                self._finish()
+                return
+            self._has_ended = True
+            self._raw.end()
+        try:
+            await self._raw.flush()
+        except StreamBroken:
+            self._finish()
+        if self._peer_ended:
+            self._finish()
+
+    def abort(self) -> None:
+        """See `protocol.mesh.Stream.abort`."""
+        self._raw.reset()
+        self._finish()
+
+    def discard(self) -> None:
+        """The handler has returned: nobody will read what still comes."""
+        self._raw.discard()
+        self._finish()
+
+    async def _read_more(self) -> None:
+        some = await self._raw.receive_some()
+        if not some:
+            raise StreamBroken(f"stream of {self.peer_id} stopped without saying so")
+        self._buffer += some
+
+    def _next_frame(self) -> bytes | None:
+        if self._peer_ended:
+            raise StreamEnded(f"{self.peer_id} has said its last frame")
+        if len(self._buffer) < _LENGTH.size:
+            return None
+        if self._buffer.startswith(_END):
+            self._peer_ended = True
+            if self._has_ended:
+                self._finish()
+            raise StreamEnded(f"{self.peer_id} has said its last frame")
+        (length,) = _LENGTH.unpack_from(self._buffer)
+        if length > self._protocol.frame_bytes_max:
+            raise TooLarge(
+                f"frame of {length} bytes on {self._protocol.name}, at most {self._protocol.frame_bytes_max}"
+            )
+        end = _LENGTH.size + length
+        if len(self._buffer) < end:
+            return None
+        frame = bytes(self._buffer[_LENGTH.size : end])
+        del self._buffer[:end]
+        return frame
+
+    def _finish(self) -> None:
+        over, self._over = self._over, None
+        if over is not None:
+            over()
