@@ -76,12 +76,11 @@ def check_owner(path: Path, found: os.stat_result) -> None:
         )
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Replace or create a file; a crash at any moment leaves the old content or the new, on disk when this returns."""
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace or create a file, 0600; a crash at any moment leaves the old content or the new, on disk when this returns."""
     fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as file:
-            os.fchmod(fd, mode)
             file.write(data)
             file.flush()
             os.fsync(fd)

@@ -39,6 +39,7 @@ __all__ = [
     "StoreFailed",
     "StoreFull",
     "fsync_p50_s",
+    "measure_fsync_p50_s",
 ]
 
 QUEUE_MAX = 256  # requests that wait for the store task; more callers wait to enter
@@ -288,10 +289,11 @@ class MemoryStore:
 
 async def fsync_p50_s(directory: Path, *, samples: int = 100) -> float:
     """Return the median time in seconds to write 4 KiB and fsync it there: what each commit waits for."""
-    return await trio.to_thread.run_sync(_fsync_p50_s, directory, samples)
+    return await trio.to_thread.run_sync(measure_fsync_p50_s, directory, samples)
 
 
-def _fsync_p50_s(directory: Path, samples: int) -> float:
+def measure_fsync_p50_s(directory: Path, samples: int) -> float:
+    """See `fsync_p50_s`; blocks for 2 s at most."""
     times: list[float] = []
     with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
         deadline = time.perf_counter() + 2.0  # an SD card may need 50 ms for each
