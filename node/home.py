@@ -157,8 +157,9 @@ class Home:
                     f"home {self.path} is in use by pid {pid}, expected one daemon a home; "
                     "stop it or name another with --home"
                 ) from None
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            with suppress(OSError):  # a full disk: the lock holds without the pid for the message
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
             yield
         finally:
             os.close(fd)

@@ -17,6 +17,7 @@ from typing import Self, TextIO
 
 import trio
 
+from node.errors import StartError
 from node.event import Event, Value, clean
 from node.journal_file import JournalFile
 
@@ -65,6 +66,9 @@ class Journal:
         stderr: where readable lines go, or None.
         wall_clock: seconds since 1970; the simulator passes its own.
         monotonic: seconds; likewise.
+
+    Raises:
+        StartError: the file cannot be opened.
     """
 
     def __init__(
@@ -76,7 +80,12 @@ class Journal:
         monotonic: Callable[[], float] = time.monotonic,
         ring_events: int = RING_EVENTS,
     ) -> None:
-        self._file = None if path is None else JournalFile(path)
+        try:
+            self._file = None if path is None else JournalFile(path)
+        except OSError as error:
+            raise StartError(
+                f"cannot open journal {path} ({error.strerror}), expected a file of yours; check free space"
+            ) from error
         self._stderr = stderr
         self._wall_clock = wall_clock
         self._monotonic = monotonic

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from node.errors import StartError
 from node.event import Event
 from node.journal import Journal
 from node.journal_file import Filter, JournalFile, follow, read
@@ -236,6 +237,13 @@ def test_a_full_disk_loses_lines_but_not_the_daemon(tmp_path: Path) -> None:
         "after",
         "journal_lines_lost",
     ]
+
+
+def test_a_journal_that_cannot_be_opened_is_refused_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").mkdir()
+
+    with pytest.raises(StartError, match="cannot open journal"):
+        journal(tmp_path / "journal.jsonl")
 
 
 def test_a_closed_terminal_does_not_stop_the_journal() -> None:

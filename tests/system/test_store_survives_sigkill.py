@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from node.database import check_file
+from node.errors import StartError
 from node.store import Record, SqliteStore, StoreFull
 
 pytestmark = pytest.mark.system
@@ -104,12 +105,13 @@ class FullByLimit:
 class FullByBallast:
     """A small disk that is really full."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, left_bytes: int = 300_000) -> None:
         self._ballast = directory / "ballast"
+        self._left_bytes = left_bytes
 
     def squeeze(self) -> None:
         disk = os.statvfs(self._ballast.parent)
-        self._ballast.write_bytes(bytes(disk.f_bavail * disk.f_frsize - 300_000))
+        self._ballast.write_bytes(bytes(disk.f_bavail * disk.f_frsize - self._left_bytes))
 
     def release(self) -> None:
         self._ballast.unlink()
@@ -174,6 +176,21 @@ def test_a_full_file_system_refuses_appends_keeps_reads_and_recovers(small_disk:
 def test_a_file_that_may_not_grow_refuses_appends_keeps_reads_and_recovers(tmp_path: Path) -> None:
     """The same where nobody may mount a disk."""
     fill(tmp_path, "limit")
+
+
+def test_a_full_disk_at_start_is_refused_with_one_line(small_disk: Path) -> None:
+    """Both where there is no database yet and where there is one."""
+    path = small_disk / "agora.db"
+    disk = FullByBallast(small_disk, left_bytes=0)
+
+    for _ in range(2):
+        disk.squeeze()
+        with pytest.RaisesGroup(StartError, allow_unwrapped=True, flatten_subgroups=True) as caught:
+            trio.run(reopened, path)
+        error = caught.value.exceptions[0] if isinstance(caught.value, BaseExceptionGroup) else caught.value
+        assert "check free space" in str(error)
+        disk.release()
+        assert trio.run(reopened, path) == []
 
 
 if __name__ == "__main__":
