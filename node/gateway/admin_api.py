@@ -1,0 +1,142 @@
+"""The owner's verbs, on the Unix socket only."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Annotated, Any
+
+import msgspec
+import trio
+from fastapi import APIRouter
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+
+from node.gateway.answers import json
+from node.gateway.errors import told
+from node.gateway.guards import Send
+from node.gateway.live import Live, Writer
+from node.gateway.ports import AdminPort
+from node.gateway.schemas import decode
+from protocol import limits
+from protocol.errors import AgoraError
+from protocol.messages import Detail, Money, Name, Owner, Peer
+
+_NDJSON_HEADERS = {"content-type": "application/x-ndjson"}
+_PROGRESS_INTERVAL_S = 0.1  # a terminal shows no more
+
+
+class InviteWanted(msgspec.Struct, forbid_unknown_fields=True):
+    """Terms of an invitation."""
+
+    expires_s: Annotated[float, Meta(gt=0, le=limits.INVITATION_TTL_S_MAX)] = 24 * 3600.0
+    uses: Annotated[int, Meta(ge=1, le=1_000)] = 1
+    owner: Owner | None = None
+    credit_line_micro: Money = 0
+
+
+class ModelAdded(msgspec.Struct, forbid_unknown_fields=True):
+    """A GGUF file of this device, by its absolute path."""
+
+    path: Annotated[str, Meta(min_length=1, max_length=4_096)]
+    name: Name | None = None
+    publish: bool = False
+
+
+class ModelPublished(msgspec.Struct, forbid_unknown_fields=True):
+    """A name for a model."""
+
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{4,64}$")]
+    name: Name
+
+
+class PeerRevoked(msgspec.Struct, forbid_unknown_fields=True):
+    """A device to bar."""
+
+    peer_id: Peer
+    reason: Detail = ""
+
+
+def router(node: AdminPort) -> APIRouter:
+    """Return the routes."""
+    routes = APIRouter(prefix="/api", tags=["admin"])
+
+    @routes.post("/invite")
+    async def invite(request: Request) -> Response:
+        """Make an invitation."""
+        terms = decode(await request.body() or b"{}", InviteWanted)
+        return json(
+            await node.invite(
+                expires_s=terms.expires_s,
+                uses=terms.uses,
+                owner=terms.owner,
+                credit_line_micro=terms.credit_line_micro,
+            )
+        )
+
+    @routes.post("/models/add")
+    async def add_model(request: Request) -> Response:
+        """Take a model file in; lines of progress, then the result."""
+        wanted = decode(await request.body(), ModelAdded)
+        add = partial(node.add_model, wanted.path, wanted.name, wanted.publish)
+        return Live(partial(_tell_progress, add))
+
+    @routes.post("/models/publish")
+    async def publish_model(request: Request) -> Response:
+        """Bind a name to a model of this device."""
+        wanted = decode(await request.body(), ModelPublished)
+        return json(await node.publish_model(wanted.digest, wanted.name))
+
+    @routes.post("/revoke")
+    async def revoke(request: Request) -> Response:
+        """Bar a device."""
+        wanted = decode(await request.body(), PeerRevoked)
+        return json(await node.revoke(wanted.peer_id, wanted.reason))
+
+    @routes.post("/leave")
+    async def leave() -> Response:
+        """Leave the mesh."""
+        return json(await node.leave())
+
+    @routes.get("/charter")
+    async def charter() -> Response:
+        """Show the charter in force."""
+        return json(node.charter())
+
+    return routes
+
+
+async def _tell_progress(
+    add: Callable[[Callable[[int, int], None]], Awaitable[dict[str, Any]]], send: Send
+) -> None:
+    """Write `{"done", "total"}` lines while it runs, the newest only, then `{"result"}` or `{"error"}`."""
+    writer = Writer(send, _NDJSON_HEADERS, sign_of_life=b"\n", keep_alive_s=_PROGRESS_INTERVAL_S * 50)
+    newest = {"done": 0, "total": 0}
+    has_news = trio.Event()
+
+    def note(done: int, total: int) -> None:
+        newest.update(done=done, total=total)
+        has_news.set()
+
+    async def tell() -> None:
+        nonlocal has_news
+        while True:
+            await has_news.wait()
+            has_news = trio.Event()
+            await writer.write(msgspec.json.encode(newest) + b"\n")
+            await trio.sleep(_PROGRESS_INTERVAL_S)
+
+    failure: AgoraError | None = None
+    result: dict[str, Any] = {}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tell)
+        try:
+            result = await add(note)
+        except AgoraError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is None:
+        await writer.end(msgspec.json.encode({"result": result}) + b"\n")
+    elif writer.is_started:
+        await writer.end(told(failure).to_json() + b"\n")
+    else:
+        raise failure

@@ -1,0 +1,81 @@
+"""What the gateway needs from the rest of the node."""
+
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Protocol
+
+from node.chat import ChatEvent, ChatRequest
+from node.journal import Journal
+from node.views import AttemptView, JobView, LedgerView, ModelView, PeerView, StatusView
+
+
+class NodePort(Protocol):
+    """The node as its clients see it. Listings are of now and return at once."""
+
+    @property
+    def journal(self) -> Journal:
+        """The one stream of events."""
+
+    def status(self) -> StatusView:
+        """Return this daemon at a glance."""
+
+    def peers(self) -> list[PeerView]:
+        """Return the peers that are known."""
+
+    def models(self) -> list[ModelView]:
+        """Return what can be asked for."""
+
+    def jobs(self, limit: int = 100) -> list[JobView]:
+        """Return the newest jobs first, running ones too."""
+
+    def job(self, job_id: str) -> JobView | None:
+        """Return the job of a full id or of a prefix that only one job has."""
+
+    def ledger(self) -> LedgerView:
+        """Return the accounts as this node knows them."""
+
+    def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """Yield `ChatStarted`, `ChatDelta`s and `ChatFinished`. Closing the generator cancels the job.
+
+        Raises:
+            ChatError: one of its kinds, at the first iteration or later.
+        """
+
+    async def quotes(self, model: str, prompt_tokens: int, completion_tokens: int) -> AttemptView:
+        """Ask the sellers what such a request would cost, and award nothing.
+
+        Raises:
+            ChatError: as for `chat`.
+        """
+
+
+class AdminPort(NodePort, Protocol):
+    """What only the owner of the device may do, over the Unix socket."""
+
+    async def invite(
+        self, *, expires_s: float, uses: int, owner: str | None, credit_line_micro: int
+    ) -> dict[str, Any]:
+        """Make an invitation: `{invitation, expires_at, uses}`. All verbs raise `AgoraError`s of one line."""
+
+    async def add_model(
+        self, path: str, name: str | None, publish: bool, progress: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        """Take a GGUF file in; `progress(done, total)` counts bytes and is called from trio's thread."""
+
+    async def publish_model(self, digest_prefix: str, name: str) -> dict[str, Any]:
+        """Sign the card that binds a name to a model of this device."""
+
+    async def revoke(self, peer_id: str, reason: str) -> dict[str, Any]:
+        """Bar a device from the mesh."""
+
+    async def leave(self) -> dict[str, Any]:
+        """Leave the mesh."""
+
+    def charter(self) -> dict[str, Any]:
+        """Return the charter in force."""
+
+
+class KeyChecker(Protocol):
+    """Knows the API keys."""
+
+    def check(self, bearer: str) -> str | None:
+        """Return the id of the key that this is, or None."""

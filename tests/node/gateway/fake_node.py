@@ -1,0 +1,158 @@
+"""A node that answers chats by a script: the honest fake behind the gateway's ports."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from typing import Any
+
+import trio
+
+from node.chat import (
+    ChatDelta,
+    ChatError,
+    ChatEvent,
+    ChatFinished,
+    ChatRequest,
+    ChatStarted,
+    UnknownModelName,
+)
+from node.errors import StartError
+from node.journal import Journal
+from node.views import AttemptView, JobView, LedgerView, ModelView, PeerView, StatusView
+from protocol.identity import PeerId
+from runtime.engine import FinishReason
+
+KEY = "sk-agora-test"
+ANN = PeerId("12D3KooW" + "A" * 44)
+BOB = PeerId("12D3KooW" + "B" * 44)
+JOB_ID = "0123456789abcdef0123456789abcdef"
+STARTED = ChatStarted(JOB_ID, 1, BOB, "tiny")
+FINISHED = ChatFinished(JOB_ID, FinishReason.STOP, prompt_tokens=7, completion_tokens=3)
+HELLO = [STARTED, ChatDelta("Hel", 1), ChatDelta("lo ", 1), ChatDelta("“you”", 1), FINISHED]
+
+Step = ChatEvent | Exception | trio.Event  # what to yield, what to raise, what to wait for
+
+
+class OneKey:
+    """Knows one API key."""
+
+    def check(self, bearer: str) -> str | None:
+        return "k1" if bearer == KEY else None
+
+
+class FakeNode:
+    """Plays `script` for each chat and remembers what it was asked."""
+
+    def __init__(self, script: list[Step] | None = None) -> None:
+        self.journal = Journal()
+        self.script: list[Step] = list(HELLO) if script is None else script
+        self.requests: list[ChatRequest] = []
+        self.is_chatting = trio.Event()
+        self.chat_closed = trio.Event()
+        self.calls: list[tuple[Any, ...]] = []
+
+    def status(self) -> StatusView:
+        return StatusView(
+            peer_id=ANN, mesh_id="ab" * 32, mesh_name="home", owner="ann", version="0.1.0", roles=["buyer"], peers=1,
+            models=["tiny"], addresses=[], gateway="", uptime_s=1.0, engine={}, device={}, is_durable=True, warnings=[],
+        )  # fmt: skip
+
+    def peers(self) -> list[PeerView]:
+        return [
+            PeerView(
+                peer_id=BOB, owner="bob", is_connected=True, is_admitted=True, is_revoked=False, addresses=[], models=[],
+                slots=1, slots_free=1, prompt_micro=1, completion_micro=2, tokens_per_s=10.0, round_trip_ms=None,
+                device={}, seen_s_ago=0.5,
+            )
+        ]  # fmt: skip
+
+    def models(self) -> list[ModelView]:
+        return [
+            ModelView(
+                id="tiny", digest="cd" * 32, architecture="llama", quantisation="Q8_0", context_tokens=512, holders=[BOB],
+                is_local=False, is_published=True,
+            )
+        ]  # fmt: skip
+
+    def jobs(self, limit: int = 100) -> list[JobView]:
+        return [self._job()][:limit]
+
+    def job(self, job_id: str) -> JobView | None:
+        return self._job() if JOB_ID.startswith(job_id) else None
+
+    def ledger(self) -> LedgerView:
+        return LedgerView(
+            account=ANN, balance_micro=-5, held_micro=0, credit_line_micro=100, receipts=[],
+            accounts=[{"peer_id": ANN, "balance_micro": -5}, {"peer_id": BOB, "balance_micro": 5}],
+        )  # fmt: skip
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        self.requests.append(request)
+        self.is_chatting.set()
+        if request.model not in ("tiny", "auto"):
+            raise UnknownModelName(request.model, ("tiny",))
+        try:
+            for step in self.script:
+                match step:
+                    case Exception():
+                        raise step
+                    case trio.Event():
+                        await step.wait()
+                    case _:
+                        await trio.lowlevel.checkpoint()
+                        yield step
+        finally:
+            self.chat_closed.set()
+
+    async def quotes(self, model: str, prompt_tokens: int, completion_tokens: int) -> AttemptView:
+        if model != "tiny":
+            raise UnknownModelName(model, ("tiny",))
+        self.calls.append(("quotes", model, prompt_tokens, completion_tokens))
+        return self._attempt()
+
+    async def invite(
+        self, *, expires_s: float, uses: int, owner: str | None, credit_line_micro: int
+    ) -> dict[str, Any]:
+        self.calls.append(("invite", expires_s, uses, owner, credit_line_micro))
+        return {"invitation": "agora1xyz", "expires_at": 1.0, "uses": uses}
+
+    async def add_model(
+        self, path: str, name: str | None, publish: bool, progress: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        self.calls.append(("add_model", path, name, publish))
+        if not path.endswith(".gguf"):
+            raise StartError(f"{path} is not a GGUF file, expected the magic 'GGUF'")
+        progress(1, 2)
+        with suppress(IndexError):
+            gate = self.script[0]
+            if isinstance(gate, trio.Event):
+                await gate.wait()
+        if "truncated" in path:
+            raise StartError(f"{path} ends at byte 1, expected 2")
+        return {"digest": "cd" * 32, "name": name}
+
+    async def publish_model(self, digest_prefix: str, name: str) -> dict[str, Any]:
+        self.calls.append(("publish_model", digest_prefix, name))
+        return {"name": name}
+
+    async def revoke(self, peer_id: str, reason: str) -> dict[str, Any]:
+        self.calls.append(("revoke", peer_id, reason))
+        return {"peer_id": peer_id}
+
+    async def leave(self) -> dict[str, Any]:
+        raise ChatError("cannot reach a roll member now; try again later")
+
+    def charter(self) -> dict[str, Any]:
+        return {"version": 1}
+
+    def _job(self) -> JobView:
+        return JobView(
+            job_id=JOB_ID, kind="chat", state="settled", model="tiny", digest="cd" * 32, privacy="owner", seller=BOB,
+            attempt=1, price_micro=13, prompt_tokens=7, completion_tokens=3, ttft_s=0.1, tokens_per_s=9.0, started_at=1.0,
+            finished_at=2.0, declines=[], attempts=[self._attempt()], receipts=["ef" * 32],
+        )  # fmt: skip
+
+    def _attempt(self) -> AttemptView:
+        return AttemptView(
+            attempt=1, asked=[BOB], window_ms=50.0, bids=[], declines=[], seller=BOB, is_lease=False, outcome="settled",
+            reason="", tokens=3, receipt_id="ef" * 32, auction_ms=5.0,
+        )  # fmt: skip
