@@ -1,8 +1,7 @@
-"""Zero-sum mutual credit in double entry, folded from signed bilateral entries.
+"""Zero-sum mutual credit, folded from signed bilateral entries.
 
 An award holds credit of its buyer, a countersignature posts a payment out of that hold, and `void` ends it. Money moves
-only by a receipt that the seller signed and the payer countersigned; each payment debits one account and credits
-another, so all balances sum to zero, always.
+only by a receipt that the seller signed and the payer countersigned (`accounts.py` moves it).
 
 The fold takes facts: what both parties signed counts once, in whatever order the authors' logs arrive. What contradicts
 an earlier fact changes nothing and comes back as a `Contradiction`; what no signature can make true (more than the
@@ -13,12 +12,13 @@ Decisions are asked, not folded: `hold` before a promise, `may_post` before a co
 (own holds and voids) is local; credit lines are handed in, since admission sets them.
 """
 
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
-from marketplace.pricing import Prices
+from marketplace.accounts import Accounts
+from marketplace.receipt import amount_micro
 from marketplace.refusal import Contradiction, Refused
 from protocol import limits
 from protocol.envelope import Sealed, open_sealed
@@ -26,11 +26,8 @@ from protocol.errors import RemoteProtocolError
 from protocol.identity import PeerId
 from protocol.messages import Accept, Award, Countersignature, Entry, Receipt
 
-EARLY_MAX = (
-    4_096  # accepts and receipts kept until their award is heard of: the seller's log may arrive first
-)
+EARLY_MAX = 4_096  # accepts and receipts kept for awards not heard of yet: a seller's log may come first
 IDLE_GRACE_MS = 600_000  # a lease's last job may still run: ten minutes of one answer
-DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -53,19 +50,10 @@ class _Line:
     used_ms: int
     paid_micro: int = 0
     accept: Sealed[Accept] | None = None
-    is_void: bool = False
 
     @property
-    def remaining_micro(self) -> int:
+    def left_micro(self) -> int:
         return self.award.message.hold_micro - self.paid_micro
-
-
-@dataclass
-class _Account:
-    balance_micro: int = 0
-    lines: dict[bytes, _Line] = field(default_factory=dict)  # its awards that are not void
-    holds: dict[bytes, int] = field(default_factory=dict)  # local: promised, but not awarded yet
-    spent_micro: Counter[int] = field(default_factory=Counter)  # by UTC day
 
 
 class Ledger:
@@ -73,14 +61,14 @@ class Ledger:
 
     def __init__(self, mesh: bytes) -> None:
         self._mesh = mesh
-        self._accounts: defaultdict[PeerId, _Account] = defaultdict(_Account)
+        self._accounts = Accounts()
         self._lines: dict[bytes, _Line] = {}
         # At most one of a kind per author, job and attempt. Job ids are their buyers' to choose, so the buyer is part of
         # each key: one that copies another's job id must not get that other's honest seller accused.
         self._awards: dict[tuple[str, bytes, int], Sealed[Award]] = {}
         self._claims: dict[tuple[str, str, bytes, int], Sealed[Receipt]] = {}
         self._payments: dict[tuple[str, bytes, int], Payment] = {}
-        self._unsettled: defaultdict[tuple[str, str], dict[bytes, Sealed[Receipt]]] = defaultdict(dict)
+        self._unsettled: defaultdict[str, dict[bytes, Sealed[Receipt]]] = defaultdict(dict)  # by payee
         self._early: OrderedDict[bytes, Sealed[Accept] | Sealed[Receipt]] = OrderedDict()
 
     # --- the fold -----------------------------------------------------------------------------------------------------
@@ -106,8 +94,8 @@ class Ledger:
             return Contradiction(award.sender, first, award)
         if award.id in self._lines:
             return None
-        line = _Line(award, used_ms=award.time_ms)
-        self._lines[award.id] = self._accounts[award.sender].lines[award.id] = line
+        self._lines[award.id] = _Line(award, used_ms=award.time_ms)
+        self._accounts.hold(award.id, award.sender, terms.hold_micro)
         return self._apply_early(award.id)
 
     def _apply_accept(self, accept: Sealed[Accept]) -> Refused | Contradiction | None:
@@ -137,7 +125,7 @@ class Ledger:
             return found
         payment = self._payments.get((terms.payer, terms.job_id, terms.attempt))
         if payment is None or payment.receipt.id != receipt.id:
-            self._unsettled[terms.payee, terms.payer][receipt.id] = receipt
+            self._unsettled[terms.payee][receipt.id] = receipt
         return None
 
     def _apply_countersignature(self, entry: Sealed[Countersignature]) -> Refused | Contradiction | None:
@@ -157,16 +145,14 @@ class Ledger:
         if paid is not None:
             return Contradiction(entry.sender, paid.countersignature, entry)
         line = self._lines[terms.award]
-        if terms.amount_micro > line.remaining_micro:
+        if terms.amount_micro > line.left_micro:
             return _over_hold(terms.amount_micro, line)
         payer, payee = PeerId(terms.payer), PeerId(terms.payee)
         line.paid_micro += terms.amount_micro
         line.used_ms = max(line.used_ms, entry.time_ms)
-        self._accounts[payer].balance_micro -= terms.amount_micro
-        self._accounts[payee].balance_micro += terms.amount_micro
-        self._accounts[payer].spent_micro[entry.time_ms // DAY_MS] += terms.amount_micro
+        self._accounts.post(terms.award, payer, payee, terms.amount_micro, entry.time_ms)
         self._payments[key] = Payment(receipt, entry, payer, payee, terms.amount_micro, entry.time_ms)
-        self._unsettled.get((payee, payer), {}).pop(receipt.id, None)
+        self._unsettled.get(payee, {}).pop(receipt.id, None)
         # A second receipt of the seller is evidence, and yet it is paid, since both signed it: a friend's unpaid first
         # receipt could otherwise hide a debt from whoever heard that one before.
         return self._claim(receipt)
@@ -191,8 +177,7 @@ class Ledger:
         is_same_job = (terms.job_id, terms.attempt) == (award.job_id, award.attempt)
         if award.lease_ms == 0 and not is_same_job:
             return Refused("job", "the receipt names another job than its award, which opened no lease")
-        prices = Prices(award.prompt_micro, award.completion_micro)
-        most = prices.total_micro(terms.prompt_tokens, terms.completion_tokens)
+        most = amount_micro(award, terms.prompt_tokens, terms.completion_tokens)
         if terms.amount_micro > most:
             return Refused("price", f"receipt of {terms.amount_micro}, its counts come to {most}")
         return None
@@ -230,7 +215,7 @@ class Ledger:
         spendable = self.spendable_micro(account, credit_line_micro)
         if amount_micro > spendable:
             return Refused("credit", f"{amount_micro} wanted, {spendable} spendable")
-        self._accounts[account].holds[key] = amount_micro
+        self._accounts.hold(key, account, amount_micro)
         return None
 
     def void(self, hold: bytes) -> None:
@@ -239,12 +224,7 @@ class Ledger:
         It cannot be undone. For an award it is this node's own view: a receipt that the payer countersigns later
         still counts, as everybody else would count it, so the payer asks `may_post` first.
         """
-        if line := self._lines.get(hold):
-            line.is_void = True
-            self._accounts[line.award.sender].lines.pop(hold, None)
-            return
-        for account in self._accounts.values():
-            account.holds.pop(hold, None)
+        self._accounts.void(hold)
 
     def void_idle(self, utc_ms: int) -> tuple[bytes, ...]:
         """Void the holds of awards whose lease must have ended, and return their ids.
@@ -254,9 +234,9 @@ class Ledger:
         """
         idle = tuple(
             award_id
-            for account in self._accounts.values()
-            for award_id, line in account.lines.items()
-            if line.used_ms + line.award.message.lease_ms + IDLE_GRACE_MS < utc_ms
+            for award_id, line in self._lines.items()
+            if self._accounts.is_held(award_id)
+            and line.used_ms + line.award.message.lease_ms + IDLE_GRACE_MS < utc_ms
         )
         for award_id in idle:
             self.void(award_id)
@@ -272,29 +252,26 @@ class Ledger:
             is_same = paid.receipt.id == receipt.id
             return None if is_same else Refused("paid", "another receipt of this job and attempt was paid")
         line = self._lines[terms.award]
-        if line.is_void:
+        if not self._accounts.is_held(terms.award):
             return Refused("void", "the award's hold was given back")
-        return _over_hold(terms.amount_micro, line) if terms.amount_micro > line.remaining_micro else None
+        return _over_hold(terms.amount_micro, line) if terms.amount_micro > line.left_micro else None
 
     # --- views --------------------------------------------------------------------------------------------------------
     def balance_micro(self, peer: PeerId) -> int:
         """What the peer earned less what it paid, holds not taken off; negative is debt."""
-        return self._accounts[peer].balance_micro if peer in self._accounts else 0
+        return self._accounts.balance_micro(peer)
 
     def held_micro(self, peer: PeerId) -> int:
         """What the peer has promised and not yet paid."""
-        if peer not in self._accounts:
-            return 0
-        account = self._accounts[peer]
-        return sum(line.remaining_micro for line in account.lines.values()) + sum(account.holds.values())
+        return self._accounts.held_micro(peer)
 
     def spendable_micro(self, peer: PeerId, credit_line_micro: int) -> int:
         """What the peer can still promise: its balance may fall to minus its credit line, holds counted."""
         return self.balance_micro(peer) - self.held_micro(peer) + credit_line_micro
 
-    def spent_micro(self, peer: PeerId, day: int) -> int:
-        """What the peer paid on a UTC day, counted in days since 1970."""
-        return self._accounts[peer].spent_micro[day] if peer in self._accounts else 0
+    def day_spent_micro(self, peer: PeerId, utc_ms: int) -> int:
+        """What the peer paid on the UTC day of this moment."""
+        return self._accounts.spent_micro(peer, utc_ms)
 
     def job_spent_micro(self, payer: PeerId, job_id: bytes) -> int:
         """What the payer paid for all attempts at one of its jobs."""
@@ -314,16 +291,12 @@ class Ledger:
 
     def remaining_micro(self, award_id: bytes) -> int:
         """What is left of an award's hold; 0 when it is void or unknown."""
-        line = self._lines.get(award_id)
-        return line.remaining_micro if line and not line.is_void else 0
+        return self._accounts.left_micro(award_id)
 
     def open_awards(self, buyer: PeerId) -> tuple[Sealed[Award], ...]:
         """The buyer's awards that still hold credit. After a restart all leases are gone: void one's own."""
-        return (
-            tuple(line.award for line in self._accounts[buyer].lines.values())
-            if buyer in self._accounts
-            else ()
-        )
+        awards = (line.award for line in self._lines.values())
+        return tuple(each for each in awards if each.sender == buyer and self._accounts.is_held(each.id))
 
     def payment(self, payer: PeerId, job_id: bytes, attempt: int) -> Payment | None:
         """The payment for one attempt at one of the payer's jobs."""
@@ -333,18 +306,27 @@ class Ledger:
         """Every payment, in the order they were heard of."""
         return iter(self._payments.values())
 
-    def unsettled(self, payee: PeerId, payer: PeerId) -> tuple[Sealed[Receipt], ...]:
-        """The receipts that the payee signed for the payer and that are not countersigned."""
-        return tuple(self._unsettled.get((payee, payer), {}).values())
+    def chargeable_micro(self, award_id: bytes) -> int:
+        """What a further receipt under the award may come to: the rest of its hold, less what waits to be countersigned."""
+        line = self._lines.get(award_id)
+        if line is None:
+            return 0
+        claims = self._unsettled.get(line.award.message.seller, {}).values()
+        claimed = sum(each.message.amount_micro for each in claims if each.message.award == award_id)
+        return max(0, self.remaining_micro(award_id) - claimed)
 
-    def accounts(self) -> dict[PeerId, int]:
+    def unsettled(self, payee: PeerId) -> tuple[Sealed[Receipt], ...]:
+        """The receipts that the payee signed and that no payer has countersigned."""
+        return tuple(self._unsettled.get(payee, {}).values())
+
+    def balances(self) -> dict[PeerId, int]:
         """Every known account's balance, by peer id."""
-        return {peer: self._accounts[peer].balance_micro for peer in sorted(self._accounts)}
+        return self._accounts.balances()
 
     def total_micro(self) -> int:
         """The sum of all balances: 0."""
-        return sum(account.balance_micro for account in self._accounts.values())
+        return self._accounts.total_micro()
 
 
 def _over_hold(amount_micro: int, line: _Line) -> Refused:
-    return Refused("hold", f"receipt of {amount_micro}, {line.remaining_micro} left of the hold")
+    return Refused("hold", f"receipt of {amount_micro}, {line.left_micro} left of the hold")

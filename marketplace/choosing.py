@@ -1,0 +1,64 @@
+"""Which sellers to ask: the K most promising that are known, and always a little curiosity.
+
+An advert is the seller's own word and minutes old, so it only decides who is asked; the auction decides who is paid.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from protocol import limits
+from protocol.identity import PeerId
+
+WARM_FACTOR = 3.0  # a session's cache spares most of the prefill
+FULL_FACTOR = 0.2  # no slot free at its last advert: it may have one by now
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A seller that advertises the model and that the privacy class allows.
+
+    Attributes:
+        total_micro: what the request comes to at its advertised prices.
+        is_warm: it served this session last.
+        score: `Record.score`.
+    """
+
+    peer: PeerId
+    total_micro: int
+    slots_free: int
+    is_warm: bool
+    score: float
+
+
+def best(
+    candidates: Sequence[Candidate], rng: random.Random, k: int = limits.SELLERS_ASKED_MAX
+) -> tuple[PeerId, ...]:
+    """Return the sellers to ask, the most promising first; when some must be left out, one place is drawn by lot.
+
+    Without the lot, whoever once looked bad would never be asked again and newcomers never a first time. It is one
+    place in `k`, so a swarm of new keys wins no more than that; equals are ranked by lot too.
+    """
+    if k < 1:
+        return ()
+    shuffled = rng.sample(list(candidates), len(candidates))
+    usual = median(candidate.total_micro for candidate in candidates) if candidates else 0
+    ranked = [each.peer for each in sorted(shuffled, key=lambda each: promise(each, usual), reverse=True)]
+    if len(ranked) <= k:
+        return tuple(ranked)
+    # With a single place there is no room for curiosity every time: one request in K explores.
+    proven = k - 1 if k > 1 else int(rng.random() >= 1 / limits.SELLERS_ASKED_MAX)
+    chosen = ranked[:proven]
+    return (*chosen, *rng.sample(ranked[proven:], k - proven))
+
+
+def promise(candidate: Candidate, usual_micro: float) -> float:
+    """Return how promising a candidate is, without unit: what is known of it, less for dear and for busy ones.
+
+    A total as usual (the candidates' median) halves it; a free one leaves it whole.
+    """
+    warm = WARM_FACTOR if candidate.is_warm else 1.0
+    free = 1.0 if candidate.slots_free > 0 else FULL_FACTOR
+    dear = 1.0 + (candidate.total_micro / usual_micro if usual_micro else float(candidate.total_micro > 0))
+    return candidate.score * warm * free / dear

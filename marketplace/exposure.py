@@ -1,0 +1,42 @@
+"""What each buyer has received and not countersigned: a seller's risk, which `quote` keeps under a small cap.
+
+An attempt counts from its first token until its countersignature is there, whether its receipt was sent, is still to be
+drafted, or waits for the buyer to say what it accepted. So a buyer that takes answers and closes the stream before the
+receipt is no better off than one that keeps the receipt.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from protocol.envelope import Sealed
+from protocol.identity import PeerId
+from protocol.messages import Receipt
+
+
+class Exposure:
+    """Unsettled micro-credits, per buyer and attempt.
+
+    Args:
+        receipts: what the seller's own log shows as unsettled (`Ledger.unsettled`): a restart forgives nobody.
+    """
+
+    def __init__(self, receipts: Iterable[Sealed[Receipt]] = ()) -> None:
+        self._open: defaultdict[PeerId, dict[tuple[bytes, int], int]] = defaultdict(dict)
+        for receipt in receipts:
+            terms = receipt.message
+            self.owe(PeerId(terms.payer), terms.job_id, terms.attempt, terms.amount_micro)
+
+    def owe(self, buyer: PeerId, job_id: bytes, attempt: int, amount_micro: int) -> None:
+        """So much was delivered in this attempt until now; a later call replaces an earlier one."""
+        self._open[buyer][job_id, attempt] = amount_micro
+
+    def settle(self, buyer: PeerId, job_id: bytes, attempt: int) -> None:
+        """The attempt is countersigned, or nothing of it was accepted. May be called twice."""
+        attempts = self._open.get(buyer, {})
+        attempts.pop((job_id, attempt), None)
+        if not attempts:
+            self._open.pop(buyer, None)
+
+    def micro(self, buyer: PeerId) -> int:
+        """What the buyer has received and not countersigned."""
+        return sum(self._open.get(buyer, {}).values())

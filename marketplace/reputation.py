@@ -1,0 +1,90 @@
+"""What a buyer knows first-hand of each seller: whether jobs were settled, and whether promised speeds were kept.
+
+Nobody else's word counts, since keys are free. A newcomer stands in the middle: a proven seller is better, and a bad one
+gains nothing that it could not lose again by taking a new key.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+
+from protocol import limits
+from protocol.identity import PeerId
+
+WEIGHT = 0.2  # of the newest outcome: about five jobs change an opinion
+MISSED_WEIGHT = 0.05  # a missed window cost time, not work
+NEUTRAL = 0.5
+
+
+@dataclass(frozen=True)
+class Record:
+    """One seller's past, as far as it was mine.
+
+    Attributes:
+        settled, failed, missed: jobs paid, attempts broken off, windows missed.
+        reliability: of the outcomes, newest weigh most; 0 to 1.
+        kept: delivered ÷ promised, for speed and time to first token; 0 to 1.
+    """
+
+    settled: int = 0
+    failed: int = 0
+    missed: int = 0
+    reliability: float = NEUTRAL
+    kept: float = NEUTRAL
+
+    @property
+    def score(self) -> float:
+        """How much a promise of this seller is worth, 0 to 1."""
+        return self.reliability * self.kept
+
+
+class Reputation:
+    """Records by seller; the seller heard of least recently is forgotten first."""
+
+    def __init__(self) -> None:
+        self._records: OrderedDict[PeerId, Record] = OrderedDict()
+
+    def of(self, seller: PeerId) -> Record:
+        """The seller's record; a newcomer's is neutral."""
+        return self._records.get(seller, Record())
+
+    def settled(
+        self,
+        seller: PeerId,
+        *,
+        promised_ttft_ms: int,
+        ttft_ms: int,
+        promised_tokens_per_ks: int,
+        tokens_per_ks: int,
+    ) -> None:
+        """A job was paid. What was promised is its bid's (0: nothing was), what was delivered is our own measurement."""
+        record = self.of(seller)
+        shares = []
+        if promised_ttft_ms:
+            shares.append(min(1.0, promised_ttft_ms / max(1, ttft_ms)))
+        if promised_tokens_per_ks:
+            shares.append(min(1.0, tokens_per_ks / promised_tokens_per_ks))
+        kept = _towards(record.kept, sum(shares) / len(shares), WEIGHT) if shares else record.kept
+        reliability = _towards(record.reliability, 1.0, WEIGHT)
+        self._note(seller, replace(record, settled=record.settled + 1, reliability=reliability, kept=kept))
+
+    def failed(self, seller: PeerId) -> None:
+        """An attempt broke off: the stream, a stall, a receipt that could not be countersigned."""
+        record = self.of(seller)
+        reliability = _towards(record.reliability, 0.0, WEIGHT)
+        self._note(seller, replace(record, failed=record.failed + 1, reliability=reliability))
+
+    def missed(self, seller: PeerId) -> None:
+        """It did not answer a request inside the window."""
+        record = self.of(seller)
+        reliability = _towards(record.reliability, 0.0, MISSED_WEIGHT)
+        self._note(seller, replace(record, missed=record.missed + 1, reliability=reliability))
+
+    def _note(self, seller: PeerId, record: Record) -> None:
+        self._records.pop(seller, None)
+        self._records[seller] = record
+        while len(self._records) > limits.SENDERS_MAX:
+            self._records.popitem(last=False)
+
+
+def _towards(value: float, target: float, weight: float) -> float:
+    return value + weight * (target - value)
