@@ -156,8 +156,16 @@ class BadTemplate(EngineError):
     """The model's chat template failed, ran too long or used too much memory in its sandbox."""
 
 
+class EngineBusy(EngineError):
+    """Every slot is taken and the queue is full; another engine may be free."""
+
+
 class EngineDied(EngineError):
     """The child process died under this request (a corrupt model, out of memory, a kill); it is being restarted."""
+
+
+class ModelSetAside(UnknownModel):
+    """The model killed its process again and again, so it is not loaded any more; the message says what was found."""
 
 
 class Engine(Protocol):

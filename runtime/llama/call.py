@@ -1,0 +1,164 @@
+"""One generation in the daemon, between the child that produces its frames and the task that reads them.
+
+What the child says is checked here against what was asked. Frames wait in a short list: new tokens are merged while
+nobody reads, so a slow reader costs memory for its tokens and nothing else, and the child never waits for it.
+"""
+
+from collections import deque
+
+import trio
+
+from protocol.limits import PROGRESS_INTERVAL_S
+from runtime.engine import (
+    Digest,
+    EngineError,
+    Finished,
+    FinishReason,
+    Frame,
+    Generation,
+    Phase,
+    Progress,
+    Tokens,
+)
+from runtime.llama import wire
+from runtime.llama.process import Unasked, error_from
+
+MERGED_IDS_MAX = 64  # a merged frame stays well below a token frame of the wire (4 KiB)
+MERGED_TEXT_MAX = 1_024
+TEXT_PER_TOKEN_MAX = 1_024  # characters; the child refuses longer pieces
+_PHASES = {
+    "queued": Phase.QUEUED,
+    "loading": Phase.LOADING,
+    "template": Phase.PREFILL,
+    "prefill": Phase.PREFILL,
+    "decode": Phase.DECODE,
+}
+
+
+class Call:
+    """A request from its queueing to its last frame.
+
+    Attributes:
+        phase: where it stands; the template counts as prefill, but `in_template` remembers it.
+        is_sent: the child works on it.
+        is_dropped: nobody reads it any more.
+    """
+
+    def __init__(self, number: int, request: Generation) -> None:
+        self.number = number
+        self.request = request
+        self.phase = Phase.QUEUED
+        self.in_template = False
+        self.is_sent = False
+        self.is_dropped = False
+        self._frames: deque[Frame] = deque()
+        self._error: EngineError | None = None
+        self._said_tokens = False  # since the last beat
+        self._ids = len(request.received)
+        self._text = 0
+        self._changed = trio.Event()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended with an error, read or not."""
+        return self._error is not None
+
+    @property
+    def model(self) -> Digest:
+        """The model that was asked for."""
+        return self.request.model
+
+    # --- the reader's side ---------------------------------------------------------------------------------------
+
+    async def next_frame(self) -> Frame:
+        """Return the next frame; while the call waits for a slot or its model, a `Progress` at intervals.
+
+        From prefill on only the child's own beats count as progress: a child that hangs must look like one.
+
+        Raises:
+            EngineError: it ended with one.
+        """
+        while True:
+            if self._frames:
+                return self._frames.popleft()
+            if self._error:
+                raise self._error
+            self._changed = trio.Event()
+            with trio.move_on_after(PROGRESS_INTERVAL_S / 2):
+                await self._changed.wait()
+                continue
+            if self.phase in (Phase.QUEUED, Phase.LOADING):
+                return Progress(self.phase)
+
+    # --- the engine's side ---------------------------------------------------------------------------------------
+
+    def fail(self, error: EngineError) -> None:
+        """End it with an error, after the frames that are there."""
+        self._error = self._error or error
+        self._changed.set()
+
+    def take(self, message: wire.Beat | wire.NewTokens | wire.Done | wire.Failed) -> None:
+        """Take what the child says about this call.
+
+        Raises:
+            Unasked: it says more than it was asked for.
+        """
+        match message:
+            case wire.Beat():
+                self._beat(message)
+            case wire.NewTokens():
+                self._tokens(message)
+            case wire.Done():
+                self._finish(message)
+            case wire.Failed():
+                self.fail(error_from(message))
+        self._changed.set()
+
+    def _beat(self, beat: wire.Beat) -> None:
+        self.in_template = beat.phase == "template"
+        self.phase = _PHASES[beat.phase]
+        if not self._said_tokens:
+            if self._frames and isinstance(self._frames[-1], Progress):
+                self._frames.pop()
+            self._frames.append(Progress(self.phase, beat.done, beat.total))
+        self._said_tokens = False
+
+    def _tokens(self, new: wire.NewTokens) -> None:
+        self._count(len(new.ids), len(new.text))
+        self.phase, self.in_template, self._said_tokens = Phase.DECODE, False, True
+        last = self._frames[-1] if self._frames else None
+        if (
+            isinstance(last, Tokens)
+            and len(last.ids) + len(new.ids) <= MERGED_IDS_MAX
+            and len(last.text) + len(new.text) <= MERGED_TEXT_MAX
+        ):
+            self._frames[-1] = Tokens(last.ids + new.ids, last.text + new.text)
+        else:
+            self._frames.append(Tokens(new.ids, new.text))
+
+    def _finish(self, done: wire.Done) -> None:
+        self._count(0, len(done.text))
+        if done.completion_tokens != self._ids:
+            raise Unasked(
+                f"call {self.number} ended with {done.completion_tokens} tokens, expected {self._ids}"
+            )
+        self._frames.append(
+            Finished(
+                reason=FinishReason(done.reason),
+                text=done.text,
+                prompt_tokens=done.prompt_tokens,
+                completion_tokens=done.completion_tokens,
+                prefill_s=done.prefill_s,
+                decode_s=done.decode_s,
+            ),
+        )
+
+    def _count(self, ids: int, text: int) -> None:
+        self._ids += ids
+        self._text += text
+        if ids and self._ids > self.request.tokens_max:
+            raise Unasked(
+                f"call {self.number} has {self._ids} tokens, expected at most {self.request.tokens_max}"
+            )
+        if self._text > TEXT_PER_TOKEN_MAX * (self._ids + 1):
+            raise Unasked(f"call {self.number} has {self._text} characters for {self._ids} tokens")

@@ -1,0 +1,240 @@
+"""The main of the llama.cpp child: `python -m runtime.llama.child SOCKET_FD …`, inside a sandbox it closes itself.
+
+Two threads. The main one handles messages and runs steps; the other reads the socket, sets the abort flag when a
+running call is cancelled, and sends a `Beat` for each call at intervals. It runs while
+llama.cpp computes, since ctypes releases the GIL.
+
+The child ends when its socket does: it never outlives the daemon.
+"""
+
+import os
+import queue
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import astuple
+
+from protocol.limits import PROGRESS_INTERVAL_S
+from runtime import gguf_header, sandbox
+from runtime.llama import wire
+from runtime.llama.batching import Batcher, TooLong
+from runtime.llama.lowlevel import AbortFlag, LastLines, gpu_name, llama
+from runtime.llama.model import Model, ModelError, Row
+from runtime.llama.template import RenderBounds, TemplateError
+
+BEAT_INTERVAL_S = PROGRESS_INTERVAL_S / 2
+STEP_S_MAX = 60.0  # after this long in one step the beats end, and the daemon kills the child
+LOAD_S_MAX = 600.0  # 60 GB from a slow disk
+CALIBRATION_TOKENS = 32
+CALIBRATION_S_MAX = 1.0
+
+
+class Connection:
+    """The socket to the daemon, and the thread that reads it.
+
+    Attributes:
+        inbox: the daemon's messages.
+        calls: what the main thread is working on: call id -> (phase, done, total), for the beats.
+        stuck_at: the time after which the present step is taken for a hang.
+    """
+
+    def __init__(self, sock: socket.socket, abort: AbortFlag) -> None:
+        self._sock = sock
+        self._abort = abort
+        self._lock = threading.Lock()
+        self.inbox: queue.SimpleQueue[wire.ToChild] = queue.SimpleQueue()
+        self.calls: dict[int, Callable[[], tuple[str, int, int]]] = {}
+        self.stuck_at = 0.0
+
+    def start(self) -> None:
+        """Begin to read."""
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def say(self, messages: list[wire.FromChild]) -> None:
+        """Send one frame."""
+        if messages:
+            frame = wire.encode(messages)
+            with self._lock:
+                self._sock.sendall(frame)
+
+    def _read(self) -> None:
+        try:
+            self._read_until_end()
+        finally:  # the daemon is gone, or this thread is broken: without it the child is of no use
+            os._exit(0)
+
+    def _read_until_end(self) -> None:
+        frames = wire.FrameReader()
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        beat_at = time.monotonic()
+        while True:
+            wait_s = max(0.0, beat_at - time.monotonic())
+            if poll.poll(1000 * wait_s):
+                data = self._sock.recv(1 << 16)
+                if not data:
+                    return
+                for body in frames.feed(data):
+                    self._take(wire.decode_to_child(body))
+            now = time.monotonic()
+            if now >= beat_at:
+                beat_at = now + BEAT_INTERVAL_S
+                if now < self.stuck_at:
+                    self.say([wire.Beat(call, *state()) for call, state in list(self.calls.items())])
+
+    def _take(self, messages: list[wire.ToChild]) -> None:
+        for message in messages:
+            self.inbox.put(message)
+            if isinstance(message, wire.Cancel) and message.call in self.calls:
+                # After the put: an abort that comes too late only repeats a step.
+                self._abort.set()
+
+
+class Child:
+    """Handles the daemon's messages, and runs the models' steps in between."""
+
+    def __init__(self, connection: Connection, abort: AbortFlag, bounds: RenderBounds) -> None:
+        self._connection = connection
+        self._abort = abort
+        self._bounds = bounds
+        self._log = LastLines()
+        self._batchers: dict[bytes, Batcher] = {}
+
+    def run(self) -> None:
+        """Work until the reading thread ends the process."""
+        inbox = self._connection.inbox
+        while True:
+            if not any(batcher.busy for batcher in self._batchers.values()):
+                self._handle(inbox.get())
+            while not inbox.empty():
+                self._handle(inbox.get())
+            self._abort.clear()
+            for batcher in list(self._batchers.values()):
+                if batcher.busy:
+                    self._connection.stuck_at = time.monotonic() + STEP_S_MAX
+                    self._say(batcher.step())
+
+    def _say(self, messages: list[wire.FromChild]) -> None:
+        for message in messages:
+            if isinstance(
+                message, wire.Done | wire.Failed | wire.Cancelled | wire.Loaded | wire.Counted | wire.Header
+            ):
+                self._connection.calls.pop(message.call, None)
+        self._connection.say(messages)
+
+    def _handle(self, message: wire.ToChild) -> None:
+        self._connection.stuck_at = time.monotonic() + STEP_S_MAX
+        try:
+            self._say(self._answer(message))
+        except TemplateError as error:
+            self._fail(message, "template", str(error))
+        except TooLong as error:
+            self._fail(message, "too_long", str(error))
+        except (ModelError, gguf_header.BadModelFile) as error:
+            self._fail(message, "model", str(error))
+        except MemoryError:
+            self._fail(message, "engine", "not enough memory")
+
+    def _fail(self, message: wire.ToChild, kind: str, text: str) -> None:
+        if isinstance(message, wire.Load | wire.Inspect | wire.Generate | wire.CountTokens):
+            self._say([wire.Failed(message.call, kind, text[:512])])
+
+    def _answer(self, message: wire.ToChild) -> list[wire.FromChild]:
+        match message:
+            case wire.Generate():
+                # Said before the template runs: should it hang, the daemon knows whose fault it is.
+                self._connection.say([wire.Beat(message.call, "template", 0, 0)])
+                batcher = self._batcher(message.model)
+                said = batcher.admit(message)
+                self._connection.calls[message.call] = lambda: _phase(*batcher.progress(message.call))
+                return [wire.Beat(message.call, *_phase(*batcher.progress(message.call))), *said]
+            case wire.CountTokens():
+                self._connection.say([wire.Beat(message.call, "template", 0, 0)])
+                return [wire.Counted(message.call, self._batcher(message.model).count_tokens(message.turns))]
+            case wire.Cancel():
+                found = any(batcher.cancel(message.call) for batcher in self._batchers.values())
+                return [wire.Cancelled(message.call)] if found else []
+            case wire.Load():
+                return self._load(message)
+            case wire.Unload():
+                self._batchers.pop(message.model).close()
+                return []
+            case wire.Inspect():
+                self._connection.calls[message.call] = lambda: ("loading", 0, 0)
+                return [wire.Header(message.call, *astuple(gguf_header.read(message.path)))]
+            case wire.SetThreads():
+                for batcher in self._batchers.values():
+                    batcher.model.set_threads(message.threads)
+                return []
+
+    def _batcher(self, model: bytes) -> Batcher:
+        if model not in self._batchers:
+            raise ModelError("the model is not loaded")
+        return self._batchers[model]
+
+    def _load(self, message: wire.Load) -> list[wire.FromChild]:
+        self._connection.stuck_at = time.monotonic() + LOAD_S_MAX
+        sandbox.limit_memory(message.memory_bytes_max)
+        self._connection.calls[message.call] = lambda: ("loading", 0, 0)
+        model = Model(
+            message.path,
+            context_tokens=message.context_tokens,
+            slots=message.slots,
+            threads=message.threads,
+            abort=self._abort,
+            log=self._log,
+            bounds=self._bounds,
+        )
+        prompt_tokens_per_s = tokens_per_s = 0.0
+        batcher = Batcher(model, message.slots)
+        if message.calibrate:
+            prompt_tokens_per_s, tokens_per_s = calibrate(model)
+            batcher.step_s = 1 / tokens_per_s if tokens_per_s else 0.0
+        self._batchers[message.model] = batcher
+        return [wire.Loaded(message.call, model.context_tokens, prompt_tokens_per_s, tokens_per_s)]
+
+
+def calibrate(model: Model) -> tuple[float, float]:
+    """Return measured prompt and completion tokens per second of one sequence; the cache is empty after."""
+    size = max(1, min(model.chunk_tokens, model.context_tokens // 2))
+    prompt = [Row(i % model.vocabulary_size, i, 0, output=i == size - 1) for i in range(size)]
+    model.decode(prompt)  # the first one also builds graphs and touches all weights
+    model.rewind(0, 0)
+    began = time.perf_counter()
+    model.decode(prompt)
+    prefilled = time.perf_counter()
+    tokens = 0
+    while (
+        tokens < min(CALIBRATION_TOKENS, model.context_tokens - size)
+        and time.perf_counter() - prefilled < CALIBRATION_S_MAX
+    ):
+        model.decode([Row(tokens % model.vocabulary_size, size + tokens, 0, output=True)])
+        tokens += 1
+    ended = time.perf_counter()
+    model.rewind(0, 0)
+    return size / (prefilled - began), tokens / (ended - prefilled)
+
+
+def _phase(done: int, total: int) -> tuple[str, int, int]:
+    return ("prefill" if done < total - 1 else "decode"), done, total
+
+
+def main() -> None:
+    """Close the sandbox, say so, and work."""
+    confinement = sandbox.Confinement.from_arguments(sys.argv[1:])
+    abort = AbortFlag()
+    bounds = RenderBounds()
+    llama.llama_backend_init()
+    gpu = gpu_name()
+    level = confinement.enter()
+    connection = Connection(confinement.socket, abort)
+    connection.say([wire.Ready(level, gpu)])
+    connection.start()
+    Child(connection, abort, bounds).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""A loaded model with its context: the only file that holds llama.cpp pointers. Only for the child."""
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.llama.lowlevel import AbortFlag, LastLines, all_finite, amx_is_open, gpu_name, llama
+from runtime.llama.template import CHATML, ChatTemplate, RenderBounds
+
+# Prompt tokens per decode. Constant for a backend, never adapted to its speed: the shape of the batches decides the
+# last bits of the KV cache, and failover is exact only if the successor reads the prompt in the same pieces.
+CHUNK_TOKENS_CPU = 64
+CHUNK_TOKENS_GPU = 512
+PIECE_BYTES_MAX = 1024  # of one token; the longest in a well-known vocabulary has 256
+PROMPT_TOKENS_MAX = 1_000_000  # more is refused before a buffer for it is made
+
+
+class ModelError(Exception):
+    """llama.cpp refused the file or a step; the message is one line for the user."""
+
+
+class Aborted(Exception):
+    """A decode was stopped by the abort flag; nothing of it may be kept."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One token of a batch: at which position of which sequence, and whether its logits are wanted."""
+
+    token: int
+    position: int
+    sequence: int
+    output: bool
+
+
+class Model:
+    """Weights, vocabulary, template and one context with `slots` sequences. Free with `close`.
+
+    Args:
+        path: a GGUF file whose digest has been checked.
+        context_tokens: per sequence; at most what the model was trained for, and at least 1.
+        slots: sequences at a time.
+        threads: for compute.
+        abort: makes a running decode return early.
+        log: llama.cpp's errors, for the messages.
+        bounds: what the template gets.
+
+    Raises:
+        ModelError: llama.cpp does not load it.
+        TemplateError: its chat template does not compile.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        context_tokens: int,
+        slots: int,
+        threads: int,
+        abort: AbortFlag,
+        log: LastLines,
+        bounds: RenderBounds,
+    ) -> None:
+        self._log = log
+        self._context: Any = None
+        self._batch: Any = None
+        self._abort = abort  # C holds its address: it must live as long as the context
+        log.take()
+        self._model = self._load(path)
+        try:
+            self.vocabulary = llama.llama_model_get_vocab(self._model)
+            self.vocabulary_size = int(llama.llama_vocab_n_tokens(self.vocabulary))
+            trained = max(1, int(llama.llama_model_n_ctx_train(self._model)))
+            self.context_tokens = max(1, min(context_tokens, trained))
+            self.chunk_tokens = CHUNK_TOKENS_GPU if gpu_name() else CHUNK_TOKENS_CPU
+            self.can_rewind = not (
+                llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
+            )
+            self._make_context(slots, threads)
+            self.template = self._read_template(bounds)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the memory back; the object is dead after."""
+        if self._batch is not None:
+            llama.llama_batch_free(self._batch)
+        if self._context:
+            llama.llama_free(self._context)
+        llama.llama_model_free(self._model)
+        self._batch = self._context = self._model = None
+
+    # --- text and tokens -----------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the prompt's tokens. A begin-of-text token is added unless the template wrote one."""
+        data = text.encode()
+        add_special = not (self._bos and text.startswith(self._bos))
+        size = len(data) + 8
+        for _ in range(2):
+            if size > PROMPT_TOKENS_MAX:
+                raise ModelError(f"a prompt of {size} tokens, expected at most {PROMPT_TOKENS_MAX}")
+            tokens = (llama.llama_token * size)()
+            count = int(
+                llama.llama_tokenize(self.vocabulary, data, len(data), tokens, size, add_special, True)
+            )
+            if count >= 0:
+                return tokens[:count]  # type: ignore[no-any-return]  # a slice of a ctypes array is a list
+            size = -count
+        raise ModelError("the model's tokeniser contradicts itself")
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes that a token writes; control tokens write none."""
+        count = llama.llama_token_to_piece(self.vocabulary, token, self._piece, PIECE_BYTES_MAX, 0, False)
+        return self._piece.raw[: max(0, count)]
+
+    def ends_generation(self, token: int) -> bool:
+        """Whether the token means the end of the turn."""
+        return bool(llama.llama_vocab_is_eog(self.vocabulary, token))
+
+    # --- compute -------------------------------------------------------------------------------------------------
+
+    def decode(self, rows: list[Row]) -> None:
+        """Run one batch through the model.
+
+        Raises:
+            Aborted: the abort flag was set; the caller takes the sequences back to where they were.
+            ModelError: llama.cpp could not.
+        """
+        batch = self._batch
+        batch.n_tokens = len(rows)
+        for index, row in enumerate(rows):
+            batch.token[index] = row.token
+            batch.pos[index] = row.position
+            batch.seq_id[index][0] = row.sequence
+            batch.n_seq_id[index] = 1
+            batch.logits[index] = row.output
+        code = llama.llama_decode(self._context, batch)
+        if code == 2:
+            raise Aborted
+        if code != 0:
+            raise ModelError(
+                f"llama.cpp could not run a batch of {len(rows)} tokens (code {code}): {self._log.take()}"
+            )
+
+    def sample(self, sampler: Any, index: int) -> int:
+        """Draw the next token from the logits of row `index` of the last batch, and let the sampler remember it.
+
+        Raises:
+            ModelError: the logits are not finite. Samplers would pick token 0, and a grammar would abort.
+        """
+        row = llama.llama_get_logits_ith(self._context, index)
+        if not row or not all_finite(row, self.vocabulary_size):
+            raise ModelError("the model computes numbers that are not finite; its weights are damaged")
+        return int(llama.llama_sampler_sample(sampler, self._context, index))
+
+    def rewind(self, sequence: int, position: int) -> bool:
+        """Forget a sequence from `position` on; False if only all of it could be forgotten, and was."""
+        if llama.llama_memory_seq_rm(self._memory, sequence, position, -1):
+            return True
+        llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        return False
+
+    def set_threads(self, threads: int) -> None:
+        """Use this many threads from the next decode on."""
+        llama.llama_set_n_threads(self._context, threads, threads)
+
+    # --- loading -------------------------------------------------------------------------------------------------
+
+    def _load(self, path: str) -> Any:
+        parameters = llama.llama_model_default_params()
+        # Read into memory, not mapped: weights that llama.cpp repacks would be there twice (936 against 1,356 MB),
+        # and a file that shrinks under a mapping kills the process with SIGBUS.
+        parameters.load_mode = llama.LLAMA_LOAD_MODE_NONE
+        parameters.use_extra_bufts = not amx_is_open()  # repacked weights are faster, by AMX they crash
+        parameters.check_tensors = False  # sums of the logits are checked instead, at each step
+        model = llama.llama_model_load_from_file(path.encode(), parameters)
+        if not model:
+            raise ModelError(self._log.take() or "llama.cpp does not load the file")
+        return model
+
+    def _make_context(self, slots: int, threads: int) -> None:
+        parameters = llama.llama_context_default_params()
+        parameters.n_ctx = self.context_tokens * slots
+        parameters.n_batch = parameters.n_ubatch = self.chunk_tokens + slots
+        parameters.n_seq_max = slots
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.flash_attn_type = (
+            llama.LLAMA_FLASH_ATTN_TYPE_AUTO
+        )  # on where the model and backend support it
+        parameters.kv_unified = True  # without it a partial copy between sequences aborts the process
+        parameters.no_perf = True
+        parameters.abort_callback = self._abort.callback
+        parameters.abort_callback_data = self._abort.argument
+        self._context = llama.llama_init_from_model(self._model, parameters)
+        if not self._context:
+            raise ModelError(self._log.take() or "llama.cpp makes no context for the model")
+        self._memory = llama.llama_get_memory(self._context)
+        if llama.llama_model_has_encoder(self._model) or not self._memory:
+            raise ModelError("the file is no decoder-only language model")
+        self._batch = llama.llama_batch_init(self.chunk_tokens + slots, 0, 1)
+        self._piece = ctypes.create_string_buffer(PIECE_BYTES_MAX)
+
+    def _read_template(self, bounds: RenderBounds) -> ChatTemplate:
+        source = llama.llama_model_chat_template(self._model, None)
+        self._bos = self._token_text(llama.llama_vocab_bos(self.vocabulary))
+        eos = self._token_text(llama.llama_vocab_eos(self.vocabulary))
+        return ChatTemplate(source.decode(errors="replace") if source else CHATML, self._bos, eos, bounds)
+
+    def _token_text(self, token: int) -> str:
+        if not 0 <= token < self.vocabulary_size:
+            return ""
+        text = llama.llama_vocab_get_text(self.vocabulary, token)
+        return text.decode(errors="replace") if text else ""
