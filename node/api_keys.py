@@ -74,7 +74,7 @@ class ApiKeys:
         secret = PREFIX + secrets.token_urlsafe(32)
         created = (now or datetime.now(UTC)).isoformat(timespec="seconds")
         key = ApiKey(secrets.token_hex(4), name, created, secret[-4:], _sha256(secret))
-        with self._editing() as keys:
+        with _editing(self._path) as keys:
             if len(keys) >= KEYS_MAX:
                 raise ApiKeyError(
                     f"{self._path} holds {len(keys)} keys, expected {KEYS_MAX} at most; revoke some"
@@ -82,7 +82,7 @@ class ApiKeys:
             keys.append(key)
         return key, secret
 
-    def all(self) -> tuple[ApiKey, ...]:
+    def list(self) -> tuple[ApiKey, ...]:
         """Return all keys, oldest first.
 
         Raises:
@@ -98,7 +98,7 @@ class ApiKeys:
             NoSuchKey: no key has this id.
             StartError: the file may not be read, or is damaged.
         """
-        with self._editing() as keys:
+        with _editing(self._path) as keys:
             for key in keys:
                 if key.id == key_id:
                     keys.remove(key)
@@ -124,27 +124,29 @@ class ApiKeys:
         stamp = (found.st_ino, found.st_ctime_ns, found.st_size)  # the change time: of `chmod` too
         if stamp != self._stamp:
             self._stamp, self._by_hash = None, {}
-            self._by_hash = {key.sha256: key for key in self._read()}
+            self._by_hash = {key.sha256: key for key in _read(self._path)}
             self._stamp = stamp
 
-    def _read(self) -> list[ApiKey]:
-        data = read_private(self._path, what="API keys", size_bytes_max=_FILE_BYTES_MAX)
-        try:
-            return msgspec.json.decode(data, type=list[ApiKey])
-        except msgspec.DecodeError as error:
-            raise StartError(f"API keys {self._path} are damaged ({error}); restore a backup") from error
 
-    @contextmanager
-    def _editing(self) -> Iterator[list[ApiKey]]:
-        """Hold the directory against another editor, and write the list back if the block succeeds."""
-        fd = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            keys = self._read() if self._path.exists() else []
-            yield keys
-            write_atomic(self._path, msgspec.json.format(msgspec.json.encode(keys)))
-        finally:
-            os.close(fd)
+def _read(path: Path) -> list[ApiKey]:
+    data = read_private(path, what="API keys", size_bytes_max=_FILE_BYTES_MAX)
+    try:
+        return msgspec.json.decode(data, type=list[ApiKey])
+    except msgspec.DecodeError as error:
+        raise StartError(f"API keys {path} are damaged ({error}); restore a backup") from error
+
+
+@contextmanager
+def _editing(path: Path) -> Iterator[list[ApiKey]]:
+    """Hold the directory against another editor, and write the list back if the block succeeds."""
+    fd = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        keys = _read(path) if path.exists() else []
+        yield keys
+        write_atomic(path, msgspec.json.format(msgspec.json.encode(keys)))
+    finally:
+        os.close(fd)
 
 
 def _sha256(secret: str) -> str:

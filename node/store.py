@@ -8,6 +8,7 @@ A full disk is a state, not a crash: the waiting callers get `StoreFull` and `is
 succeeded again. Whoever takes new work looks at it first; what is in memory can still be served.
 """
 
+import math
 import os
 import sqlite3
 import statistics
@@ -92,8 +93,9 @@ class _Request:
     error: AgoraError | None = None
 
     def fail(self, error: AgoraError) -> None:
-        self.error = error
-        self.done.set()
+        if not self.done.is_set():  # what was answered stays so
+            self.error = error
+            self.done.set()
 
 
 class SqliteStore:
@@ -154,8 +156,9 @@ class SqliteStore:
                     with trio.CancelScope(shield=True):
                         await trio_asyncio.aio_as_trio(connection.close)()
         finally:
-            for request in self._drain():
-                request.fail(self._closed())
+            while waiting := self._drain():
+                for request in waiting:
+                    request.fail(self._closed())
             self._inbox.close()
 
     async def _ask(self, request: _Request) -> _Request:
@@ -165,14 +168,13 @@ class SqliteStore:
             raise self._closed() from None
         await request.done.wait()
         if request.error is not None:
-            raise type(request.error)(
-                *request.error.args
-            )  # a traceback of its own for each caller of the group
+            # a group shares one error, and each caller needs a traceback of its own
+            raise type(request.error)(*request.error.args)
         return request
 
     async def _next_group(self) -> list[_Request]:
         """Wait for a request and take all that came with it; empty when a full disk is to be tried again."""
-        with trio.move_on_after(self._probe_interval_s if self._is_full else float("inf")):
+        with trio.move_on_after(self._probe_interval_s if self._is_full else math.inf):
             return [await self._inbox.receive(), *self._drain()]
         return []
 
@@ -187,13 +189,17 @@ class SqliteStore:
 
     async def _handle(self, connection: aiosqlite.Connection, group: list[_Request]) -> None:
         """Commit the appends of a group in one transaction, then answer its loads; a group of none is a probe."""
-        records = [record for request in group for record in request.records or ()]
+        appends = [request for request in group if request.records is not None]
+        loads = [request for request in group if request.records is None]
         try:
-            if records or not group:
-                await self._write(connection, records)
-            for request in group:
-                if request.records is None:
-                    request.loaded = await trio_asyncio.aio_as_trio(_load)(connection)
+            if appends or not group:
+                await self._write(
+                    connection, [record for request in appends for record in request.records or ()]
+                )
+            for request in appends:
+                request.done.set()
+            for request in loads:
+                request.loaded = await trio_asyncio.aio_as_trio(_load)(connection)
                 request.done.set()
         except sqlite3.Error as error:
             failure = self._failure(error)
@@ -203,10 +209,9 @@ class SqliteStore:
                 request.fail(failure)
             if isinstance(failure, StoreCorrupt):
                 raise failure from error
-        finally:
+        finally:  # a bug of ours surfaces, and nobody waits for ever
             for request in group:
-                if not request.done.is_set():  # a bug of ours: let it surface, and nobody wait for ever
-                    request.fail(self._closed())
+                request.fail(self._closed())
 
     async def _write(self, connection: aiosqlite.Connection, records: list[Record]) -> None:
         if records:

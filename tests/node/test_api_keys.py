@@ -49,7 +49,7 @@ def test_a_revoked_key_opens_nothing_also_for_a_running_daemon(path: Path) -> No
 
     assert daemon.check(secret) is None
     assert daemon.check(other_secret) == other
-    assert daemon.all() == (other,)
+    assert daemon.list() == (other,)
 
 
 def test_revoking_an_unknown_key_says_so_and_changes_nothing(path: Path) -> None:
@@ -59,7 +59,7 @@ def test_revoking_an_unknown_key_says_so_and_changes_nothing(path: Path) -> None
     with pytest.raises(NoSuchKey, match="no API key 'ffff'; 'agora keys list' shows their ids"):
         keys.revoke("ffff")
 
-    assert keys.all() == (key,)
+    assert keys.list() == (key,)
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "two\nlines"])
@@ -77,10 +77,10 @@ def test_a_damaged_or_open_file_is_refused_and_opens_to_nobody(path: Path) -> No
     path.chmod(0o644)
     assert keys.check(secret) is None
     with pytest.raises(StartError, match="has mode 0644, expected 0600"):
-        keys.all()
+        keys.list()
 
     path.chmod(0o600)
     path.write_text(json.dumps([{"id": 1}]))
     assert keys.check(secret) is None
     with pytest.raises(StartError, match="are damaged"):
-        keys.all()
+        keys.list()
