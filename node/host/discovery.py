@@ -15,8 +15,8 @@ from contextlib import suppress
 import trio
 from zeroconf import ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
+from node.guard import Journal
 from node.host import address as addresses
-from node.host.guard import Journal
 from protocol.errors import Unreachable
 from protocol.identity import PeerId
 

@@ -24,12 +24,12 @@ from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.validators import signature_validator
 from libp2p.tools.anyio_service import background_trio_service
 
+from node.guard import Guard
 from node.host.gossip_score import score_params
 from node.host.gossip_view import ConnectionsOf, GossipStream, HostView, OpenGossip
-from node.host.guard import Guard
 from node.host.mux_stream import MuxStream
 from node.host.negotiation import read_uvarint
-from node.host.pace import Pace
+from node.pace import Pace
 from protocol.errors import (
     BadSignature,
     MalformedMessage,

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from node.guard import Guard, Guarded, Journal, place_of
 from node.host import negotiation, relay
 from node.host.address import Address, parse
 from node.host.discovery import Discovery
-from node.host.events import PeerEvents
 from node.host.gossip import PROTOCOLS as GOSSIP_PROTOCOLS
 from node.host.gossip import Gossip, Subscription
-from node.host.guard import Guard, Guarded, Journal, place_of
 from node.host.mux_stream import MuxStream
 from node.host.settings import HostSettings
 from node.host.streams import FrameStream
 from node.host.swarm import Swarm
 from node.host.upgrade import libp2p_key_pair
+from node.peer_events import PeerEvents
 from protocol.errors import AgoraError, LocalProtocolError, RemoteProtocolError, StreamBroken, Unreachable
 from protocol.identity import Identity, PeerId
 from protocol.mesh import GossipHandler, PeerConnected, PeerEvent, PeerHandler, StreamHandler, Validator

@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from node.guard import Guard
 from node.host import address as addresses
 from node.host.address import Address
 from node.host.gate import AcceptGate
-from node.host.guard import Guard
 from node.host.mux_stream import MuxStream
 from node.host.settings import HostSettings
 from node.host.sockets import RawBytes

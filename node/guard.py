@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar, TypeVarTuple
 
 import trio
 
-from node.host.offences import Offences
+from node.offences import Offences
 from protocol.errors import MeshError, RemoteProtocolError
 from protocol.identity import PeerId
 

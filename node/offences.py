@@ -37,7 +37,7 @@ class Offences:
         faded = OFFENCES_MAX * (now - account.charged_at) / WINDOW_S
         account.count = max(0.0, account.count - faded) + 1
         account.charged_at = now
-        if account.count < OFFENCES_MAX:
+        if account.count <= OFFENCES_MAX - 1:
             return False
         account.count = 0.0
         account.barred_until = now + BARRED_S

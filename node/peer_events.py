@@ -5,7 +5,7 @@ from functools import partial
 
 import trio
 
-from node.host.guard import Guard
+from node.guard import Guard
 from protocol.identity import PeerId
 from protocol.mesh import PeerEvent, PeerHandler
 

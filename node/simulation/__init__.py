@@ -1,0 +1,1 @@
+"""Whole meshes in one process: nodes, their network, their clock, from one seed."""
