@@ -1,0 +1,122 @@
+"""`chat`: one question, or a conversation; what each answer cost stands below it."""
+
+import secrets
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from node.cli.options import HomeOption
+from node.cli.show import credit, err, milliseconds, printable, short
+from node.errors import StartError
+from protocol.errors import AgoraError
+
+FAREWELLS = {"/exit", "/quit"}
+
+
+def chat(
+    prompt: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT]", help="A question; none: a conversation.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", metavar="M", help="A name that 'agora models' lists, or auto.")
+    ] = "auto",
+    privacy: Annotated[
+        str,
+        typer.Option(
+            "--privacy",
+            metavar="WHO",
+            help="Who may read it: local (this device), owner (yours), mesh (any).",
+        ),
+    ] = "owner",
+    tokens_max: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="The longest answer, in tokens.")
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Ask the mesh. Ctrl-C stops the answer, a second one or Ctrl-D the conversation.
+
+    Example: `agora chat --privacy mesh "Tell me the story of the lighthouse."`
+    """
+    if privacy not in {"local", "owner", "mesh"}:
+        raise StartError(f"--privacy is {privacy!r}, expected local, owner or mesh")
+    conversation = Conversation(home, model, privacy, tokens_max)
+    if prompt:
+        conversation.ask(" ".join(prompt))
+    elif sys.stdin.isatty():
+        conversation.hold()
+    else:
+        conversation.ask(sys.stdin.read())
+
+
+class Conversation:
+    """The turns so far. They are asked under one session, so that the seller's cache stays warm."""
+
+    def __init__(self, home: Path | None, model: str, privacy: str, tokens_max: int | None) -> None:
+        self._home = home
+        self._model = model
+        self._privacy = privacy
+        self._tokens_max = tokens_max
+        self._session = secrets.token_hex(8)
+        self._turns: list[dict[str, str]] = []
+
+    def hold(self) -> None:
+        """Ask what is typed until the end of the input. A refusal is told and the conversation goes on."""
+        import readline  # noqa: F401  # gives `input` its history
+
+        err.print("[dim]Ctrl-C stops an answer; Ctrl-D or /exit ends[/dim]")
+        while True:
+            try:
+                typed = input("you  ").strip()
+            except (EOFError, KeyboardInterrupt):
+                err.print()
+                return
+            if typed in FAREWELLS:
+                return
+            if not typed:
+                continue
+            try:
+                self.ask(typed)
+            except KeyboardInterrupt:
+                err.print("\n[dim]stopped[/dim]")
+            except AgoraError as error:
+                err.print(Text(printable(str(error)), "red"))
+
+    def ask(self, question: str) -> None:
+        """Stream one answer, then say what it was and cost.
+
+        Raises:
+            AgoraError: nobody answers it; the turn is forgotten.
+        """
+        from node.cli.daemon import ask
+
+        turns = [*self._turns, {"role": "user", "content": question}]
+        body: dict[str, Any] = {"model": self._model, "messages": turns, "stream": True}
+        if self._tokens_max is not None:
+            body["max_tokens"] = self._tokens_max
+        texts: list[str] = []
+
+        def tell(text: str) -> None:
+            texts.append(text)
+            sys.stdout.write(printable(text, keep="\n\t"))
+            sys.stdout.flush()
+
+        headers = {"X-Agora-Privacy": self._privacy, "X-Agora-Session": self._session}
+        job = ask(self._home, lambda admin: admin.chat(body, headers, tell))
+        sys.stdout.write("\n")
+        self._turns = [*turns, {"role": "assistant", "content": "".join(texts)}]
+        err.print(footer(job))
+
+
+def footer(job: dict[str, Any]) -> Text:
+    """Return the line below an answer."""
+    parts = [
+        f"{short(job['seller'])}" if job["seller"] else "this device",
+        f"{credit(job['price_micro'])} credits",
+        f"first token {milliseconds(job['ttft_s'])}",
+        f"{job['tokens_per_s']:,.0f} tok/s" if job["tokens_per_s"] else "",
+        f"job {job['job_id'][:8]}",
+    ]
+    return Text(" · ".join(part for part in parts if part), "dim")
