@@ -44,8 +44,9 @@ ADVERTS_WANTED = StreamProtocol("/agora/adverts/1", frame_bytes_max=limits.GOSSI
 SYNC = StreamProtocol("/agora/sync/1", frame_bytes_max=limits.ENTRIES_BYTES_MAX, streams_max=4)
 # A chat from beginning to end; `docs/PROTOCOL.md` draws it.
 JOB = StreamProtocol("/agora/job/1", frame_bytes_max=limits.PROMPT_BYTES_MAX, streams_max=64)
-# [SettlementWanted] -> [Accepted] -> [Receipt] -> [Countersignature], for an attempt whose stream broke.
-SETTLE = StreamProtocol("/agora/settle/1", frame_bytes_max=limits.MARKET_BYTES_MAX, streams_max=4)
+# [SettlementWanted] -> [Accepted] -> [Receipt] -> [Countersignature], for an attempt whose stream broke; one that was
+# countersigned before gets that again: [SettlementWanted] -> [Countersignature].
+SETTLE = StreamProtocol("/agora/settle/1", frame_bytes_max=2 * limits.MARKET_BYTES_MAX, streams_max=4)
 
 TOPICS = (ASSEMBLY,)
 STREAM_PROTOCOLS = (HELLO, ADMISSION, ADVERT, ADVERTS_WANTED, SYNC, JOB, SETTLE)

@@ -6,7 +6,7 @@ that admits another device. The issuer answers with the founding charter and an 
 by itself that the charter hashes to the mesh id of the text, that the inviter stands on its roll, and that the entry
 names the joiner.
 
-The issuer alone counts an invitation's uses (docs/adr/0003): each is an `Admitted` entry of its own log that names the
+The issuer alone counts an invitation's uses (docs/adr/0001): each is an `Admitted` entry of its own log that names the
 invitation, so nothing else has to be stored.
 """
 

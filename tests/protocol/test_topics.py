@@ -22,7 +22,7 @@ CARRIES: dict[StreamProtocol, set[str]] = {
     ADVERTS_WANTED: {"adverts_wanted", "adverts"},
     SYNC: {"entries_wanted", "entries"},
     JOB: {"request", "bid", "decline", "award", "accept", "work", "cancel", "receipt", "countersignature"},
-    SETTLE: {"settlement_wanted", "accepted", "receipt", "refusal"},
+    SETTLE: {"settlement_wanted", "accepted", "receipt", "countersignature"},
 }
 
 

@@ -15,6 +15,7 @@ import msgspec
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
+from marketplace.receipt import output_digest, prompt_digest, sampling_digest  # noqa: E402
 from protocol.envelope import Sealed, encode, seal  # noqa: E402  (found through the line above)
 from protocol.identity import Identity  # noqa: E402
 from protocol.messages import (  # noqa: E402
@@ -332,10 +333,10 @@ def _market(vectors: _Vectors) -> None:
             payee=SELLER.peer_id,
             model=MODEL,
             adapter=NO_HASH,
-            sampling=hashlib.sha256(encode(sampling)).digest(),
+            sampling=sampling_digest(sampling),
             seed=7,
-            prompt=_bytes("prompt"),
-            output=hashlib.sha256(bytes.fromhex("050000000600000007000000")).digest(),
+            prompt=prompt_digest(turns),
+            output=output_digest((5, 6, 7)),
             prompt_tokens=12,
             completion_tokens=3,
             ttft_ms=75,
@@ -356,7 +357,7 @@ def _market(vectors: _Vectors) -> None:
             job_id=JOB,
             attempt=1,
             completion_tokens=3,
-            output=hashlib.sha256(bytes.fromhex("050000000600000007000000")).digest(),
+            output=output_digest((5, 6, 7)),
         ),
         FOUNDER,
     )
