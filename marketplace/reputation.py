@@ -1,7 +1,7 @@
 """What a buyer knows first-hand of each seller: whether jobs were settled, and whether promised speeds were kept.
 
-Nobody else's word counts, since keys are free. A newcomer stands in the middle: a proven seller is better, and a bad one
-gains nothing that it could not lose again by taking a new key.
+Nobody else's word counts, since keys are free. A newcomer stands in the middle: behind everybody proven, so that a bad
+seller that takes a new key has to prove itself again.
 """
 
 from collections import OrderedDict
