@@ -3,11 +3,11 @@
 Two contradictions count, both between *durable* entries, which an honest device commits before it sends:
 
 - a fork: the same log and index, different content;
-- a double word: two different awards, accepts or receipts for one (job, attempt).
+- a double word: two different awards for one (job, attempt), or two accepts or receipts of one for the same award.
 
-Job ids are chosen by buyers, so an accept or receipt contradicts another only towards the *same* buyer: otherwise two
-colluding buyers could name their jobs alike and have an honest seller barred. Bids are no evidence: an honest crash may
-bid again.
+Job ids and attempts are the buyer's to choose, so a seller contradicts itself only under one *award*: otherwise a buyer
+that awards an attempt twice, or two that name their jobs alike, could have an honest seller barred. Bids are no
+evidence: an honest crash may bid again.
 
 Evidence proves itself: it holds whoever brings it, and for ever.
 """
@@ -59,14 +59,12 @@ def contradiction(evidence: Evidence, mesh: bytes) -> Contradiction:
     return Contradiction(first.sender, None, at_ms)
 
 
-def _word(entry: Entry) -> tuple[str, str, bytes, int] | None:
-    """Return what an entry may say only once: its kind, towards which buyer, for which job and attempt."""
+def _word(entry: Entry) -> tuple[str, bytes, bytes, int] | None:
+    """Return what an entry may say only once: its kind, under which award, for which job and attempt."""
     match entry:
         case Award():
-            return entry.kind, "", entry.job_id, entry.attempt
-        case Accept():
-            return entry.kind, entry.buyer, entry.job_id, entry.attempt
-        case Receipt():
-            return entry.kind, entry.payer, entry.job_id, entry.attempt
+            return entry.kind, b"", entry.job_id, entry.attempt
+        case Accept() | Receipt():
+            return entry.kind, entry.award, entry.job_id, entry.attempt
         case _:
             return None

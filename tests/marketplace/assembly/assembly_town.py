@@ -117,12 +117,18 @@ class Town:
         )
 
     def receipt(
-        self, payee: Identity, payer: Identity, amount: int, job: bytes = b"j" * 16, **more: Any
+        self,
+        payee: Identity,
+        payer: Identity,
+        amount: int,
+        job: bytes = b"j" * 16,
+        award: bytes = NO_HASH,
+        **more: Any,
     ) -> Sealed[Any]:
         return self.write(
             payee,
             Receipt,
-            award=NO_HASH,
+            award=award,
             job_id=job,
             attempt=1,
             payer=payer.peer_id,

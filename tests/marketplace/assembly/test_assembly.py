@@ -328,10 +328,11 @@ def test_two_receipts_of_one_attempt_bar_the_seller() -> None:
     assert assembly.is_barred(CAT.peer_id)
 
 
-def test_two_buyers_cannot_frame_a_seller_by_naming_their_jobs_alike() -> None:
-    """Job ids are the buyers' choice."""
+def test_a_buyer_cannot_frame_a_seller_by_awarding_an_attempt_twice() -> None:
+    """Job ids and attempts are the buyer's choice; the seller keeps its word under each award."""
     town = Town()
-    receipts = town.receipt(CAT, payer=ANN, amount=1), town.receipt(CAT, payer=BOB, amount=2)
+    awards = town.award(ANN, CAT), town.award(ANN, CAT)
+    receipts = [town.receipt(CAT, payer=ANN, amount=1, award=award.id) for award in awards]
     assembly = town.assembly(town.admit(CAT))
 
     with pytest.raises(NotAuthorised, match="do not contradict"):
