@@ -85,10 +85,10 @@ class Conversation:
                 err.print(Text(printable(str(error)), "red"))
 
     def ask(self, question: str) -> None:
-        """Stream one answer, then say what it was and cost.
+        """Stream one answer, then say what it was and cost. A turn whose answer broke off is forgotten.
 
         Raises:
-            AgoraError: nobody answers it; the turn is forgotten.
+            AgoraError: nobody answers it, or not to its end.
         """
         from node.cli.daemon import ask
 
@@ -104,8 +104,10 @@ class Conversation:
             sys.stdout.flush()
 
         headers = {"X-Agora-Privacy": self._privacy, "X-Agora-Session": self._session}
-        job = ask(self._home, lambda admin: admin.chat(body, headers, tell))
-        sys.stdout.write("\n")
+        try:
+            job = ask(self._home, lambda admin: admin.chat(body, headers, tell))
+        finally:
+            sys.stdout.write("\n" if texts else "")
         self._turns = [*turns, {"role": "assistant", "content": "".join(texts)}]
         err.print(footer(job))
 

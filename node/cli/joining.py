@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from node.cli.options import HomeOption, JsonOption, YesOption, home_of
-from node.cli.show import cell, clock, out, pairs, print_json, waiting
-from node.cli.time_text import seconds
+from node.cli.show import cell, clock, out, pairs, print_json, table, waiting
+from node.cli.time_text import duration, seconds
 from node.errors import StartError
 
 CREDIT_LINE_DEFAULT = 10.0  # credits: 10 million tokens at one micro-credit each
@@ -226,7 +226,27 @@ def charter_show(home: HomeOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(found)
         return
-    print_json(found)
+    facts = found["facts"]
+    out.print(
+        pairs(
+            {
+                "mesh": f"{found['name']}  {found['mesh_id']}",
+                "version": found["version"],
+                "to pass": f"{facts['weight_to_pass']} of {facts['weight_total']} votes ({found['pass_percent']} %)",
+                "blocked by": f"{facts['absent_to_block']} absent of {facts['voters']} voters",
+                "people": f"{len(found['approvers'])} who approve and veto",
+                "recovery": f"{len(found['recovery'])} keys kept offline",
+                "deadlines": f"votes {duration(found['machine_vote_ms'])}, approval "
+                f"{duration(found['human_approval_ms'])}, veto {duration(found['veto_ms'])}",
+            }
+        )
+    )
+    roll = table("voter's key", "owner", "weight", title="Roll", right=("weight",))
+    for entry in found["roll"]:
+        roll.add_row(cell(entry["key"][:16]), cell(entry["owner"]), str(entry["weight"]))
+    out.print(roll)
+    if not facts["is_byzantine_safe"]:
+        out.print("[yellow]not Byzantine-safe[/]: that takes 4 voters of 3 owners or more")
 
 
 def _device_passphrase(file: Path | None) -> str | None:

@@ -65,7 +65,7 @@ def add(
     if as_json:
         print_json(added)
         return
-    out.print("added", cell(added["id"], "bold"), f"({added['digest'][:8]})")
+    out.print("added", cell(added["name"], "bold"), f"({added['digest'][:8]})")
 
 
 @group.command("publish")
