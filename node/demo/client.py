@@ -1,0 +1,86 @@
+"""A client of the founder's gateway, over HTTP as any OpenAI client would be; it knows nothing else of the mesh."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from node.demo.processes import DemoFailed
+
+TIMEOUT_S = 30.0  # without a byte
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of the answer, and when it came (seconds, monotonic)."""
+
+    text: str
+    at_s: float
+
+
+class Answer:
+    """An answer that is still coming."""
+
+    def __init__(self, response: httpx.Response, job_id: str) -> None:
+        self._response = response
+        self.job_id = job_id
+
+    def __iter__(self) -> Iterator[Delta]:
+        for line in self._response.iter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            chunk = json.loads(line.removeprefix("data: "))
+            if "error" in chunk:
+                raise DemoFailed(f"the answer broke off: {chunk['error']['message']}")
+            for choice in chunk["choices"]:
+                text = choice["delta"].get("content")
+                if text:
+                    yield Delta(text, time.monotonic())
+
+
+class Client:
+    """Asks one gateway."""
+
+    def __init__(self, gateway: str, key: str) -> None:
+        headers = {"Authorization": f"Bearer {key}"}
+        self._http = httpx.Client(base_url=gateway, headers=headers, timeout=TIMEOUT_S, trust_env=False)
+
+    @contextmanager
+    def ask(self, model: str, question: str, *, privacy: str) -> Iterator[Answer]:
+        """Stream the answer to one question.
+
+        Raises:
+            DemoFailed: the gateway refuses.
+        """
+        body = {"model": model, "stream": True, "messages": [{"role": "user", "content": question}]}
+        headers = {"X-Agora-Privacy": privacy}
+        with self._http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
+            if response.status_code != httpx.codes.OK:
+                response.read()
+                raise DemoFailed(f"the gateway answered {response.status_code}: {response.text}")
+            yield Answer(response, response.headers["x-agora-job"])
+
+    def refusal(self, model: str, question: str, *, privacy: str) -> dict[str, Any]:
+        """Ask what cannot be answered, and return the error as the client gets it, with its `status`."""
+        body = {"model": model, "messages": [{"role": "user", "content": question}]}
+        headers = {"X-Agora-Privacy": privacy}
+        response = self._http.post("/v1/chat/completions", json=body, headers=headers)
+        if response.status_code == httpx.codes.OK:
+            raise DemoFailed("the gateway answered a request that it had to refuse")
+        error: dict[str, Any] = response.json()["error"]
+        return {"status": response.status_code, **error}
+
+    def get(self, path: str) -> Any:
+        """Return a listing of the mesh's API."""
+        response = self._http.get(path)
+        if response.status_code != httpx.codes.OK:
+            raise DemoFailed(f"{path} answered {response.status_code}: {response.text}")
+        return response.json()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()

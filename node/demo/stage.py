@@ -1,0 +1,142 @@
+"""How the demo looks: one voice for headings, auctions, answers and ledgers."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from node.cli.show import cell, credit, milliseconds, printable
+
+LABEL_WIDTH = 10
+WIDTH_MAX = 110
+
+
+class Stage:
+    """The terminal. `names` says which device a peer id is."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        self.console.width = min(self.console.width, WIDTH_MAX)
+        self.names: dict[str, str] = {}
+        self._column = 0
+
+    def name(self, peer_id: str) -> str:
+        """Return the name of a device."""
+        return self.names.get(peer_id, f"…{peer_id[-8:]}")
+
+    def heading(self, text: str) -> None:
+        """Begin a part."""
+        self.console.print()
+        self.console.rule(Text(text, "bold"), align="left", style="dim")
+
+    def line(self, label: str, *parts: str | tuple[str, str] | Text) -> None:
+        """Print one line under a label."""
+        self.console.print(Text.assemble((f"  {label:<{LABEL_WIDTH}}", "dim"), *parts))
+
+    def auction(self, attempt: Mapping[str, Any]) -> None:
+        """Show who was asked, and what each of them said."""
+        asked = ", ".join(self.name(peer) for peer in attempt["asked"])
+        decided = f"   decided after {attempt['auction_ms']:.0f} ms"
+        self.line("asked", asked, (decided, "dim"))
+        for bid in sorted(attempt["bids"], key=lambda bid: float(bid["after_ms"])):
+            speed = f", {bid['tokens_per_s']:,.0f} tok/s" if bid["tokens_per_s"] else ""
+            self.line(
+                "bid",
+                (f"{self.name(bid['peer_id']):<5}", "bold"),
+                f" {credit(bid['total_micro'])} at most, {bid['completion_micro']} µ a token",
+                (f"   first token in {bid['ttft_ms']} ms{speed}; said after {bid['after_ms']:.0f} ms", "dim"),
+                ("   wins" if bid["is_winner"] else "", "bold green"),
+            )
+        self.declines(attempt["declines"])
+
+    def declines(self, declines: Sequence[Mapping[str, str]]) -> None:
+        """Show who said no, and why."""
+        for decline in declines:
+            detail = f": {decline['detail']}" if decline["detail"] else ""
+            self.line(
+                "decline",
+                (f"{self.name(decline['peer_id']):<5}", "bold"),
+                (f" {decline['reason']}", "yellow"),
+                cell(detail),
+            )
+
+    def say(self, text: str) -> None:
+        """Print a piece of an answer at once, wrapped under its label; what a terminal would obey is made harmless."""
+        for char in printable(text, keep="\n"):
+            if self._column == 0:
+                self._write(" " * (LABEL_WIDTH + 2))
+                self._column = LABEL_WIDTH + 2
+            is_full = self._column >= self.console.width - 12 and char == " "
+            if char == "\n" or is_full:
+                self._write("\n")
+                self._column = 0
+            else:
+                self._write(char)
+                self._column += 1
+        sys.stdout.flush()
+
+    def begin_answer(self) -> None:
+        """Put the label before an answer."""
+        self._write(self._styled(f"  {'answer':<{LABEL_WIDTH}}", "2"))
+        self._column = LABEL_WIDTH + 2
+
+    def end_answer(self) -> None:
+        """End the answer's last line."""
+        if self._column:
+            self._write("\n")
+        self._column = 0
+
+    def mark(self, text: str) -> None:
+        """Put a remark of the demo into the middle of an answer."""
+        self.end_answer()
+        self.console.print(Text(f"  {'':<{LABEL_WIDTH}}{text}", "bold red"))
+
+    def ledgers(self, books: Mapping[str, Mapping[str, Any]]) -> None:
+        """Show each device's book of everybody's account; each column sums to zero."""
+        shown = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+        shown.add_column("  account of", header_style="dim")
+        for owner in books:
+            shown.add_column(f"in {owner}'s book", justify="right", header_style="dim")
+        for peer_id, name in self.names.items():
+            shown.add_row(f"  {name}", *(credit(balances(book).get(peer_id, 0)) for book in books.values()))
+        shown.add_row(
+            "  sum", *(credit(sum(balances(book).values())) for book in books.values()), style="bold"
+        )
+        self.console.print(shown)
+
+    def measured(self, asked_s: float, first_s: float, job: Mapping[str, Any]) -> None:
+        """Show what the client saw."""
+        speed = f", then {job['tokens_per_s']:,.0f} tok/s" if job["tokens_per_s"] else ""
+        self.line(
+            "measured",
+            f"first token {milliseconds(first_s - asked_s)} after the question{speed}",
+            (f"   job {job['job_id'][:8]}", "dim"),
+        )
+
+    def _styled(self, text: str, code: str) -> str:
+        return f"\033[{code}m{text}\033[0m" if self.console.is_terminal else text
+
+    @staticmethod
+    def _write(text: str) -> None:
+        sys.stdout.write(text)
+
+
+def balances(book: Mapping[str, Any]) -> dict[str, int]:
+    """Return the accounts of one ledger."""
+    return {account["peer_id"]: account["balance_micro"] for account in book["accounts"]}
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start_s = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self._start_s
