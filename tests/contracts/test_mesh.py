@@ -1,8 +1,7 @@
 """The mesh port's acceptance suite: what holds over libp2p on real sockets holds in the simulator's memory too."""
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Awaitable, Callable
 from random import Random
 from typing import Any
 
@@ -130,22 +129,16 @@ async def join(dialler: Node, answerer: Node) -> None:
     await answerer.peers.until(lambda events: PeerConnected(dialler.peer_id, we_dialled=False) in events)
 
 
-CLOCK: ContextVar[MockClock | None] = ContextVar("CLOCK", default=None)
-
-
-def run(test: Callable[[], Awaitable[None]], **options: Any) -> None:
-    """The simulator's nodes wait for nothing; real sockets need real time."""
-    trio.run(test, **{**options, "clock": CLOCK.get()})
-
-
-pytestmark = pytest.mark.trio(run=run)
+def run_on_virtual_time(test: Callable[[], Awaitable[None]], **options: Any) -> None:
+    trio.run(test, **{**options, "clock": MockClock(autojump_threshold=0)})
 
 
 @pytest.fixture(params=["memory", "libp2p"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    token = CLOCK.set(MockClock(autojump_threshold=0) if request.param == "memory" else None)
-    yield request.param
-    CLOCK.reset(token)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The simulator's nodes wait for nothing; real sockets need real time."""
+    if request.param == "memory":
+        request.node.add_marker(pytest.mark.trio(run=run_on_virtual_time), append=False)
+    return str(request.param)
 
 
 @pytest.fixture
