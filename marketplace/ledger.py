@@ -26,8 +26,10 @@ from protocol.errors import RemoteProtocolError
 from protocol.identity import PeerId
 from protocol.messages import Accept, Award, Countersignature, Entry, Receipt
 
-EARLY_MAX = 4_096  # accepts and receipts kept for awards not heard of yet: a seller's log may come first
-IDLE_GRACE_MS = 600_000  # a lease's last job may still run: ten minutes of one answer
+EARLY_MAX = 4_096  # entries kept for awards not heard of yet: a seller's log may come first
+IDLE_GRACE_MS = (
+    3_600_000  # the last job of a lease may still run: a full cap on a slow device takes most of an hour
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ class Ledger:
         self._claims: dict[tuple[str, str, bytes, int], Sealed[Receipt]] = {}
         self._payments: dict[tuple[str, bytes, int], Payment] = {}
         self._unsettled: defaultdict[str, dict[bytes, Sealed[Receipt]]] = defaultdict(dict)  # by payee
-        self._early: OrderedDict[bytes, Sealed[Accept] | Sealed[Receipt]] = OrderedDict()
+        self._early: OrderedDict[bytes, tuple[bytes, Sealed[Entry]]] = (
+            OrderedDict()
+        )  # with the award it waits for
 
     # --- the fold -----------------------------------------------------------------------------------------------------
     def apply(self, entry: Sealed[Entry]) -> Refused | Contradiction | None:
@@ -102,7 +106,7 @@ class Ledger:
         terms = accept.message
         line = self._lines.get(terms.award)
         if line is None:
-            self._keep_early(accept)
+            self._keep_early(accept, terms.award)
             return None
         award = line.award.message
         if (accept.sender, terms.buyer) != (award.seller, line.award.sender):
@@ -117,7 +121,7 @@ class Ledger:
     def _apply_receipt(self, receipt: Sealed[Receipt]) -> Refused | Contradiction | None:
         terms = receipt.message
         if terms.award not in self._lines:
-            self._keep_early(receipt)
+            self._keep_early(receipt, terms.award)
             return None
         if fault := self._fault(receipt):
             return fault
@@ -130,12 +134,15 @@ class Ledger:
 
     def _apply_countersignature(self, entry: Sealed[Countersignature]) -> Refused | Contradiction | None:
         try:
-            receipt = self.receipt_in(entry)
+            receipt = self._receipt_in(entry)
         except RemoteProtocolError as error:
             return Refused("malformed", str(error))
         terms = receipt.message
         if entry.sender != terms.payer:
             return Refused("parties", f"countersigned by {entry.sender}, payer is {terms.payer}")
+        if terms.award not in self._lines:
+            self._keep_early(entry, terms.award)
+            return None
         key = (terms.payer, terms.job_id, terms.attempt)
         paid = self._payments.get(key)
         if paid is not None and paid.receipt.id == receipt.id:
@@ -182,24 +189,19 @@ class Ledger:
             return Refused("price", f"receipt of {terms.amount_micro}, its counts come to {most}")
         return None
 
-    def _keep_early(self, entry: Sealed[Accept] | Sealed[Receipt]) -> None:
-        self._early[entry.id] = entry
+    def _keep_early(self, entry: Sealed[Entry], award_id: bytes) -> None:
+        self._early[entry.id] = award_id, entry
         while len(self._early) > EARLY_MAX:
             self._early.popitem(last=False)
 
     def _apply_early(self, award_id: bytes) -> Contradiction | None:
-        entries = [entry for entry in self._early.values() if entry.message.award == award_id]
+        entries = [entry for waits_for, entry in self._early.values() if waits_for == award_id]
         for entry in entries:
             del self._early[entry.id]
         found = [self.apply(entry) for entry in entries]
         return next((result for result in found if isinstance(result, Contradiction)), None)
 
-    def receipt_in(self, entry: Sealed[Countersignature]) -> Sealed[Receipt]:
-        """Return the receipt that a countersignature carries, verified.
-
-        Raises:
-            RemoteProtocolError: the bytes inside are no receipt of this mesh.
-        """
+    def _receipt_in(self, entry: Sealed[Countersignature]) -> Sealed[Receipt]:
         opened = open_sealed(entry.message.receipt, mesh=self._mesh, kinds=frozenset({"receipt"}))
         return cast("Sealed[Receipt]", opened)
 

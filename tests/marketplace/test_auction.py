@@ -4,7 +4,7 @@ import hashlib
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketplace.auction import Absent, Answer, Auction, Declined, NoSale, Won, bid_window_s, lot, winner
@@ -199,6 +199,7 @@ def test_there_is_no_winner_without_a_bid() -> None:
     assert winner(request(), []) is None
 
 
+@settings(derandomize=True, deadline=None)
 @given(prices=st.lists(st.integers(0, 40), min_size=3, max_size=3), seed=st.integers())
 def test_the_winner_does_not_depend_on_the_order_of_the_bids(prices: list[int], seed: int) -> None:
     bids = [bid(peer, price) for peer, price in zip(ALL, prices, strict=True)]
@@ -211,6 +212,7 @@ def test_the_winner_does_not_depend_on_the_order_of_the_bids(prices: list[int], 
     assert (best.message.prompt_micro if best else None) == (min(affordable) if affordable else None)
 
 
+@settings(derandomize=True, deadline=None)
 @given(
     events=st.lists(
         st.tuples(

@@ -1,7 +1,7 @@
 """Prices: integer, rounded up, never falling with the load."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketplace.pricing import Prices, asked, lease_hold_micro, reserve_micro
@@ -34,6 +34,7 @@ def test_own_devices_pay_the_configured_share_whatever_the_load() -> None:
     assert price == Prices(5, 11)
 
 
+@settings(derandomize=True, deadline=None)
 @given(base=MONEY, low=st.integers(-5, 200), high=st.integers(-5, 200), battery=st.booleans())
 def test_the_price_never_falls_when_the_load_rises(base: int, low: int, high: int, battery: bool) -> None:
     low, high = min(low, high), max(low, high)
@@ -45,6 +46,7 @@ def test_the_price_never_falls_when_the_load_rises(base: int, low: int, high: in
     assert calm.completion_micro <= busy.completion_micro
 
 
+@settings(derandomize=True, deadline=None)
 @given(base=st.integers(1, 2**40), percent=st.integers(1, 100))
 def test_a_price_above_zero_never_rounds_to_free(base: int, percent: int) -> None:
     price = asked(
