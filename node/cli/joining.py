@@ -74,7 +74,8 @@ def init(
     out.print(
         pairs(
             {
-                "mesh": f"{name}  {founded.mesh_id}",
+                "mesh": name,
+                "mesh id": founded.mesh_id,
                 "peer": founded.peer_id,
                 "home": str(path),
                 "API key": founded.api_key,
@@ -84,12 +85,13 @@ def init(
     )
     suffix = f" --home {home}" if home else ""
     out.print(
-        "\nWrite the recovery code down and keep it elsewhere: it is shown this once, and with the recovery file\n"
-        "of the home it brings the mesh back when this device is lost. The API key is shown this once, too.\n\n"
+        "\nWrite the recovery code down: it is shown this once, as the API key is. With the file\n"
+        f"{path / 'recovery.agora'}, kept elsewhere, it brings the mesh back when this device is lost.\n\n"
         f"next  agora up{suffix}\n"
         f"      agora model add FILE.gguf --publish{suffix}\n"
         f"      agora invite{suffix}",
         markup=False,
+        soft_wrap=True,
     )
 
 
@@ -153,7 +155,7 @@ def join(
     out.print(
         pairs(
             {
-                "mesh": joined.mesh_id,
+                "mesh id": joined.mesh_id,
                 "peer": joined.peer_id,
                 "owner": joined.owner,
                 "home": str(path),
@@ -230,7 +232,8 @@ def charter_show(home: HomeOption = None, as_json: JsonOption = False) -> None:
     out.print(
         pairs(
             {
-                "mesh": f"{found['name']}  {found['mesh_id']}",
+                "mesh": found["name"],
+                "mesh id": found["mesh_id"],
                 "version": found["version"],
                 "to pass": f"{facts['weight_to_pass']} of {facts['weight_total']} votes ({found['pass_percent']} %)",
                 "blocked by": f"{facts['absent_to_block']} absent of {facts['voters']} voters",

@@ -35,7 +35,8 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     out.print(
         pairs(
             {
-                "mesh": f"{found['mesh_name']}  {found['mesh_id']}",
+                "mesh": found["mesh_name"],
+                "mesh id": found["mesh_id"],
                 "peer": found["peer_id"],
                 "owner": found["owner"],
                 "roles": ", ".join(found["roles"]) or "none",
