@@ -32,16 +32,22 @@ class Config:
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4420",)
     bootstrap: tuple[str, ...] = ()
     gateway: str = "127.0.0.1:8420"
+    announce: tuple[str, ...] = ()
     mdns: bool = True
-    relay: bool = False
+    relay: bool = True
+    relays: tuple[str, ...] = ()
     connections_max: int = 128
-    slots: int = 2
+    slots: int = 1
     threads: int = 0
     context_tokens: int = 4_096
-    price_prompt_micro: int = 100
-    price_completion_micro: int = 400
-    exposure_peer_micro: int = 50_000
-    exposure_total_micro: int = 1_000_000
+    price_prompt_micro: int = 10
+    price_completion_micro: int = 40
+    owner_percent: int = 100
+    pay_prompt_micro_max: int = 100
+    pay_completion_micro_max: int = 400
+    budget_job_micro: int = 0
+    budget_day_micro: int = 0
+    exposure_peer_micro: int = 1_000_000
     battery_percent_min: int = 30
     log_level: str = "info"
 
@@ -55,7 +61,12 @@ class Config:
             raise StartError(
                 f"owner is {self.owner!r}, expected 1 to {limits.OWNER_CHARS_MAX} printable characters"
             )
-        for name, addresses in (("listen", self.listen), ("bootstrap", self.bootstrap)):
+        for name, addresses in (
+            ("listen", self.listen),
+            ("bootstrap", self.bootstrap),
+            ("announce", self.announce),
+            ("relays", self.relays),
+        ):
             _check_addresses(name, addresses)
         self.gateway_address()
         if self.log_level not in LOG_LEVELS:
@@ -115,8 +126,12 @@ _RANGES = {
     "context_tokens": (256, 1_048_576),
     "price_prompt_micro": (0, MICRO_MAX),
     "price_completion_micro": (0, MICRO_MAX),
+    "owner_percent": (0, 100),
+    "pay_prompt_micro_max": (0, MICRO_MAX),
+    "pay_completion_micro_max": (0, MICRO_MAX),
+    "budget_job_micro": (0, MICRO_MAX),
+    "budget_day_micro": (0, MICRO_MAX),
     "exposure_peer_micro": (0, MICRO_MAX),
-    "exposure_total_micro": (0, MICRO_MAX),
     "battery_percent_min": (0, 100),
 }
 
@@ -131,26 +146,38 @@ DEFAULT_TOML = """\
 # listen = ["/ip4/0.0.0.0/tcp/4420"]
 # bootstrap = []
 
-# find members in the local network; pass traffic on for members that cannot reach each other
+# further addresses that reach this device (a router forwards a port)
+# announce = []
+
+# find members in the local network; carry circuits for members that cannot be dialled; and, if this device cannot be
+# dialled, the members that carry circuits to it
 # mdns = true
-# relay = false
+# relay = true
+# relays = []
 # connections_max = 128
 
 # the OpenAI-compatible API and the control centre
 # gateway = "127.0.0.1:8420"
 
-# requests answered at once, CPU threads (0: as many as there are cores), tokens of context for each request
-# slots = 2
+# requests answered at once, CPU threads (0: the cores but one), tokens of context for each request
+# slots = 1
 # threads = 0
 # context_tokens = 4096
 
-# what this device asks for 1000 tokens read and 1000 tokens written, in micro-credits
-# price_prompt_micro = 100
-# price_completion_micro = 400
+# what this device asks for a token read and a token written, in micro-credits (a credit is 1000000 of them), and the
+# share of it that your own other devices pay, in percent
+# price_prompt_micro = 10
+# price_completion_micro = 40
+# owner_percent = 100
 
-# unpaid work it does at most for one buyer, and for all together, in micro-credits
-# exposure_peer_micro = 50000
-# exposure_total_micro = 1000000
+# what it pays others at most: for a token read and written, for one chat, and in a day (0: no limit)
+# pay_prompt_micro_max = 100
+# pay_completion_micro_max = 400
+# budget_job_micro = 0
+# budget_day_micro = 0
+
+# unpaid work it does at most for one buyer
+# exposure_peer_micro = 1000000
 
 # on battery: no work for others below this charge
 # battery_percent_min = 30
@@ -160,17 +187,24 @@ DEFAULT_TOML = """\
 """
 
 
-def write_default(path: Path, *, owner: str) -> None:
-    """Write a config file in which every setting is shown and only the owner is set.
+def write_default(path: Path, *, owner: str, bootstrap: tuple[str, ...] = ()) -> None:
+    """Write a config file in which every setting is shown and only the owner and the first peers are set.
 
     Raises:
         StartError: there is one already, or this is no name for an owner.
     """
-    Config(owner=owner)
+    Config(owner=owner, bootstrap=bootstrap)
     if path.exists():
         raise StartError(f"there is a config {path} already, expected none; move it away first")
-    quoted = owner.replace("\\", "\\\\").replace('"', '\\"')
-    write_atomic(path, DEFAULT_TOML.replace('# owner = "me"', f'owner = "{quoted}"').encode())
+    text = DEFAULT_TOML.replace('# owner = "me"', f"owner = {_quoted(owner)}")
+    if bootstrap:
+        listed = ", ".join(_quoted(address) for address in bootstrap)
+        text = text.replace("# bootstrap = []", f"bootstrap = [{listed}]")
+    write_atomic(path, text.encode())
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _typed(name: str, value: object, kind: Any, where: str) -> object:

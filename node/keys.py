@@ -28,13 +28,13 @@ CODE_GROUPS = 6
 CODE_GROUP_LETTERS = 5  # 30 letters of 23: 135 bits
 
 
-def create_device_key(home: Home, passphrase: str | None = None) -> Identity:
-    """Write a new device key and return it.
+def create_device_key(home: Home, passphrase: str | None = None, identity: Identity | None = None) -> Identity:
+    """Write a device key, a new one unless it is given, and return it.
 
     Raises:
         StartError: there is one already.
     """
-    identity = Identity.generate()
+    identity = identity or Identity.generate()
     data = identity.seed
     if passphrase is not None:
         data = secret_file.seal(data, passphrase, kind=_DEVICE_KIND)

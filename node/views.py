@@ -12,7 +12,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """A value that becomes a JSON object."""
 
 
-class ModelView(View):
+class ModelView(View, frozen=True, kw_only=True):
     """A model that can be asked for by one of its names."""
 
     id: str  # the name to ask for
@@ -25,7 +25,7 @@ class ModelView(View):
     is_published: bool
 
 
-class PeerView(View):
+class PeerView(View, frozen=True, kw_only=True):
     """A known peer."""
 
     peer_id: str
@@ -45,7 +45,7 @@ class PeerView(View):
     seen_s_ago: float | None  # since the last advert
 
 
-class StatusView(View):
+class StatusView(View, frozen=True, kw_only=True):
     """This daemon at a glance."""
 
     peer_id: str
@@ -65,7 +65,7 @@ class StatusView(View):
     warnings: list[str]
 
 
-class BidView(View):
+class BidView(View, frozen=True, kw_only=True):
     """One seller's answer to a request."""
 
     peer_id: str
@@ -78,7 +78,7 @@ class BidView(View):
     is_winner: bool
 
 
-class AttemptView(View):
+class AttemptView(View, frozen=True, kw_only=True):
     """One attempt at a job: who was asked, what they said, how it ended."""
 
     attempt: int
@@ -95,7 +95,7 @@ class AttemptView(View):
     auction_ms: float
 
 
-class JobView(View):
+class JobView(View, frozen=True, kw_only=True):
     """A request from beginning to end."""
 
     job_id: str
@@ -118,7 +118,7 @@ class JobView(View):
     receipts: list[str]
 
 
-class ReceiptView(View):
+class ReceiptView(View, frozen=True, kw_only=True):
     """A receipt that both have signed."""
 
     receipt_id: str
@@ -132,7 +132,7 @@ class ReceiptView(View):
     at: float
 
 
-class LedgerView(View):
+class LedgerView(View, frozen=True, kw_only=True):
     """The accounts as this node knows them; they sum to zero."""
 
     account: str

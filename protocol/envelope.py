@@ -12,7 +12,7 @@ dedupe table and the author's rate change.
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 import msgpack
 import msgspec
@@ -155,6 +155,11 @@ def _verified(raw: bytes, header: _Header) -> Sealed[Message]:
         time_ms=header.time,
         expires_ms=header.time + header.ttl if header.ttl else None,
     )
+
+
+def narrow(sealed: "Sealed[Message]", form: type[M]) -> "Sealed[M] | None":
+    """Return the same sealed message if it is of this type, so that the type checker knows it; None if it is not."""
+    return cast("Sealed[M]", sealed) if isinstance(sealed.message, form) else None
 
 
 def encode(value: msgspec.Struct) -> bytes:

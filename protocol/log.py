@@ -58,15 +58,23 @@ class AuthorLog:
         """Raise what `append` would raise, and change nothing."""
         message = entry.message
         if entry.sender != self.author or message.log != self.name:
-            raise BrokenLog(f"entry of {entry.sender} ({message.log}) in the {self.name} log of {self.author}")
+            raise BrokenLog(
+                f"entry of {entry.sender} ({message.log}) in the {self.name} log of {self.author}"
+            )
         if message.index < self.next_index:
             known = self.entries[message.index]
             if known.id != entry.id:
                 raise Equivocation(
-                    f"{self.author} signed two {self.name} entries with index {message.index}", known.raw, entry.raw
+                    f"{self.author} signed two {self.name} entries with index {message.index}",
+                    known.raw,
+                    entry.raw,
                 )
             return
         if message.index > self.next_index:
-            raise BrokenLog(f"{self.name} entry {message.index} of {self.author} came, expected {self.next_index}")
+            raise BrokenLog(
+                f"{self.name} entry {message.index} of {self.author} came, expected {self.next_index}"
+            )
         if message.prev != self.next_prev:
-            raise BrokenLog(f"{self.name} entry {message.index} of {self.author} does not follow the one before it")
+            raise BrokenLog(
+                f"{self.name} entry {message.index} of {self.author} does not follow the one before it"
+            )

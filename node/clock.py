@@ -1,0 +1,54 @@
+"""What time it is: monotonic seconds for everything that waits, and wall-clock milliseconds for signed documents."""
+
+import statistics
+import time
+from collections import OrderedDict
+from typing import Protocol
+
+import trio
+
+from protocol import limits
+from protocol.identity import PeerId
+
+
+class Clock(Protocol):
+    """The two times a node knows. The simulator's stands on virtual time and may be skewed."""
+
+    def now(self) -> float:
+        """Monotonic seconds; only differences mean anything."""
+
+    def utc_ms(self) -> int:
+        """Unix time in milliseconds, as this device believes it."""
+
+
+class SystemClock:
+    """The daemon's clock: trio's for waiting, the system's for signing."""
+
+    def now(self) -> float:
+        """Return trio's clock, so that deadlines and rules speak of the same seconds."""
+        return trio.current_time()
+
+    def utc_ms(self) -> int:
+        """Return the system's wall clock."""
+        return time.time_ns() // 1_000_000
+
+
+class MembersTime:
+    """The members' median clock, as their hellos showed it: one wrong clock, ours included, moves nothing."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._offsets_ms: OrderedDict[PeerId, int] = OrderedDict()
+
+    def note(self, peer_id: PeerId, their_ms: int) -> int:
+        """Remember what a member's clock said just now; return how far it is from ours in milliseconds."""
+        offset_ms = their_ms - self._clock.utc_ms()
+        self._offsets_ms.pop(peer_id, None)
+        self._offsets_ms[peer_id] = offset_ms
+        if len(self._offsets_ms) > limits.HEADS_PER_HELLO_MAX:
+            self._offsets_ms.popitem(last=False)
+        return offset_ms
+
+    def utc_ms(self) -> int:
+        """Return our wall clock moved by the median offset, our own 0 counted in."""
+        return self._clock.utc_ms() + int(statistics.median([0, *self._offsets_ms.values()]))

@@ -1,0 +1,197 @@
+"""The daemon: the first main. It puts the real backends under a node and opens its two doors to users.
+
+Started by `agora up`, in the foreground. It prints nothing on stdout but one JSON line when it is ready, and logs to
+stderr. SIGINT and SIGTERM stop it cleanly; SIGKILL loses nothing that was acknowledged.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from random import SystemRandom
+
+import trio
+
+from node.api_keys import ApiKeys
+from node.clock import SystemClock
+from node.config import Config
+from node.device import as_device
+from node.gateway.app import admin_app, gateway_app
+from node.gateway.server import serve_admin, serve_tcp
+from node.home import Home
+from node.host import Host, HostSettings
+from node.journal import Journal
+from node.keys import load_device_key
+from node.node import Node, Ports
+from node.port import check_free, tcp_address
+from node.store import SqliteStore
+from protocol.errors import AgoraError
+from protocol.identity import Identity
+from runtime.capacity import measure
+from runtime.llama.backend import LlamaEngine
+from runtime.model_store import ModelStore
+
+EXIT_REFUSED = 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the daemon until it is told to stop; return the exit status."""
+    options = _parser().parse_args(arguments)
+    status = 0
+    try:
+        trio.run(partial(run, options))
+    except* AgoraError as group:
+        print(f"agora: {_first(group)}", file=sys.stderr)  # noqa: T201  # the one line a refused start owes its user
+        status = EXIT_REFUSED
+    return status
+
+
+async def run(options: argparse.Namespace) -> None:
+    """Run the daemon of one home.
+
+    Raises:
+        StartError: refused, before anything was opened to the network; or in a group, as nurseries raise.
+    """
+    home = Home.open(Home.locate(options.home, os.environ).path)
+    with ExitStack() as held:
+        held.enter_context(home.lock())
+        config = _configured(Config.load(home.config), options)
+        identity = load_device_key(home, os.environ.get("AGORA_PASSPHRASE"))
+        for address in config.listen:
+            if (tcp := tcp_address(address)) is not None:
+                check_free(*tcp, what="mesh")
+        journal = Journal(home.journal, stderr=None if config.log_level == "quiet" else sys.stderr)
+        held.callback(journal.close)
+        admin_path = held.enter_context(home.bind_admin(os.environ))
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with trio.open_nursery() as outer:
+                store = SqliteStore(
+                    home.database,
+                    on_full=lambda is_full: journal.write("disk_full" if is_full else "disk_usable"),
+                )
+                await outer.start(store.run)
+                async with trio.open_nursery() as inner:
+                    node = await _open(inner, home, config, identity, store, journal, admin_path)
+                    inner.start_soon(_stop_on_signal, signals, node.stop_asked)
+                    await node.stop_asked.wait()
+                    journal.write("stopping")
+                    inner.cancel_scope.cancel()
+                outer.cancel_scope.cancel()  # last: what the services still wrote is on disk
+        journal.write("stopped")
+
+
+async def _open(
+    nursery: trio.Nursery,
+    home: Home,
+    config: Config,
+    identity: Identity,
+    store: SqliteStore,
+    journal: Journal,
+    admin_path: Path,
+) -> Node:
+    """Start everything in the order in which each needs the one before, and say that it is ready."""
+    models = ModelStore(home.models)
+    engine = LlamaEngine(
+        models,
+        slots=config.slots,
+        context_tokens=config.context_tokens,
+        threads=config.threads or None,
+    )
+    host = Host(
+        identity,
+        HostSettings(
+            listen=config.listen,
+            announce=config.announce,
+            mdns=config.mdns,
+            relay=config.relay,
+            relays=config.relays,
+            connections_max=config.connections_max,
+        ),
+        journal,
+    )
+    ports = Ports(
+        mesh=host,
+        store=store,
+        engine=engine,
+        clock=SystemClock(),
+        journal=journal,
+        rng=SystemRandom(),
+        device=lambda: as_device(measure(engine.gpu), _sandbox(engine)),
+        library=models,
+    )
+    node = Node(ports, identity, config, await store.load())
+    host.allow_relaying(node.logbook.assembly.is_member)
+    nursery.start_soon(engine.run)  # its child may still be loading a model while the mesh already asks
+    await nursery.start(node.run)
+    await nursery.start(host.run)
+    keys = ApiKeys(home.api_keys)
+    node.gateway = await nursery.start(serve_tcp, gateway_app(node, keys), config.gateway, journal)
+    await nursery.start(serve_admin, admin_app(node), admin_path, journal)
+    ready = {
+        "peer_id": identity.peer_id,
+        "listen": list(host.addresses),
+        "gateway": node.gateway,
+        "admin": str(admin_path),
+    }
+    print(json.dumps(ready), flush=True)  # noqa: T201  # the one line of stdout: whoever started us waits for it
+    journal.write("ready", peer=identity.peer_id, gateway=node.gateway)
+    return node
+
+
+def _sandbox(engine: LlamaEngine) -> str:
+    return next((engine.status(digest).sandbox for digest in engine.models), "")
+
+
+async def _stop_on_signal(signals: AsyncIterator[int], stop: trio.Event) -> None:
+    async for _signal in signals:
+        stop.set()
+        return
+
+
+def _configured(config: Config, options: argparse.Namespace) -> Config:
+    """The command line goes before the file."""
+    given = {
+        "listen": tuple(options.listen) if options.listen else None,
+        "bootstrap": (*config.bootstrap, *options.bootstrap) if options.bootstrap else None,
+        "gateway": options.gateway,
+        "mdns": False if options.no_mdns else None,
+    }
+    return replace(config, **{name: value for name, value in given.items() if value is not None})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="agora up",
+        description="Run this device's daemon in the foreground. It prints one JSON line when it is ready.",
+        epilog="example: agora up --listen /ip4/0.0.0.0/tcp/4420",
+    )
+    parser.add_argument(
+        "--home", metavar="DIR", help="the home directory (default: AGORA_HOME, else ~/.agora)"
+    )
+    parser.add_argument(
+        "--listen",
+        metavar="MULTIADDR",
+        action="append",
+        help="where other devices connect to; may be repeated",
+    )
+    parser.add_argument(
+        "--bootstrap",
+        metavar="MULTIADDR",
+        nargs="+",
+        help="members to ask first, besides those of the config",
+    )
+    parser.add_argument("--gateway", metavar="HOST:PORT", help="the OpenAI-compatible API; port 0 takes any")
+    parser.add_argument("--no-mdns", action="store_true", help="do not look for members in the local network")
+    return parser
+
+
+def _first(group: BaseExceptionGroup[AgoraError]) -> AgoraError:
+    """The error to show: nurseries wrap what went wrong, and what came of it, in groups of groups."""
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,0 +1,97 @@
+"""Who is out there: the newest advert of every device heard of, and where it can be dialled. Bounded, never on disk
+but for the addresses.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from random import Random
+
+from protocol import limits
+from protocol.envelope import Sealed
+from protocol.identity import PeerId
+from protocol.messages import Advert, ModelOffer
+
+PEERS_MAX = 4_096  # adverts of 2 KiB: 8 MiB at most
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A device's newest advert and when it was heard, in our monotonic seconds."""
+
+    advert: Sealed[Advert]
+    heard_at: float
+
+
+class Directory:
+    """Newest adverts by peer; one not renewed within `ADVERT_TTL_S` no longer counts."""
+
+    def __init__(self, me: PeerId) -> None:
+        self._me = me
+        self._offers: OrderedDict[PeerId, Offer] = OrderedDict()
+        self._addresses: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
+
+    def hear(self, advert: Sealed[Advert], now: float) -> bool:
+        """Keep an advert unless a newer one of its sender is known; True when it was kept."""
+        known = self._offers.get(advert.sender)
+        if advert.sender == self._me or (known and known.advert.time_ms >= advert.time_ms):
+            return False
+        self._offers.pop(advert.sender, None)
+        self._offers[advert.sender] = Offer(advert, now)
+        if advert.message.addresses:
+            self.learn(advert.sender, advert.message.addresses)
+        while len(self._offers) > PEERS_MAX:
+            self._offers.popitem(last=False)
+        return True
+
+    def learn(self, peer_id: PeerId, addresses: Iterable[str]) -> None:
+        """Remember where a peer can be dialled; only addresses that name that very peer."""
+        good = tuple(address for address in addresses if address.endswith(f"/p2p/{peer_id}"))
+        if not good or peer_id == self._me:
+            return
+        self._addresses.pop(peer_id, None)
+        self._addresses[peer_id] = good[: limits.ADDRESSES_MAX]
+        while len(self._addresses) > PEERS_MAX:
+            self._addresses.popitem(last=False)
+
+    def forget(self, peer_id: PeerId) -> None:
+        """Drop a peer's advert: it has gone, or was barred."""
+        self._offers.pop(peer_id, None)
+
+    def addresses(self, peer_id: PeerId) -> tuple[str, ...]:
+        """Where a peer was last said to be dialled."""
+        return self._addresses.get(peer_id, ())
+
+    def known(self) -> dict[PeerId, tuple[str, ...]]:
+        """Every peer with an address."""
+        return dict(self._addresses)
+
+    def offer(self, peer_id: PeerId, now: float) -> Offer | None:
+        """A peer's advert, unless it is too old to count."""
+        offer = self._offers.get(peer_id)
+        return offer if offer and now - offer.heard_at <= limits.ADVERT_TTL_S else None
+
+    def offers(self, now: float) -> list[Offer]:
+        """Every advert that counts."""
+        return [offer for offer in self._offers.values() if now - offer.heard_at <= limits.ADVERT_TTL_S]
+
+    def holders(self, digest: bytes, now: float) -> list[Offer]:
+        """The adverts that offer a model."""
+        return [
+            offer
+            for offer in self.offers(now)
+            if any(model.digest == digest for model in offer.advert.message.models)
+        ]
+
+    def models(self, now: float) -> dict[bytes, list[tuple[PeerId, ModelOffer]]]:
+        """Every model on offer and who holds it."""
+        table: dict[bytes, list[tuple[PeerId, ModelOffer]]] = {}
+        for offer in self.offers(now):
+            for model in offer.advert.message.models:
+                table.setdefault(model.digest, []).append((offer.advert.sender, model))
+        return table
+
+    def sample(self, count: int, rng: Random, now: float) -> list[bytes]:
+        """Up to `count` sealed adverts for somebody who has just come."""
+        offers = self.offers(now)
+        return [offer.advert.raw for offer in rng.sample(offers, min(count, len(offers)))]

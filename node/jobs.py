@@ -1,0 +1,219 @@
+"""The jobs this device has asked for: each from the client's request to the last receipt, attempt by attempt.
+
+Kept for `agora jobs show`: the newest are in memory and on disk as they are shown. What money depends on is in the
+logs, not here.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from node.chat import ChatRequest
+from node.clock import Clock
+from node.store import Record, Store
+from node.views import AttemptView, BidView, JobView
+from protocol.envelope import Sealed
+from protocol.errors import AgoraError
+from protocol.identity import PeerId
+from protocol.messages import Award, Bid, Id, Work
+
+JOB = "job"  # the store's record kind
+JOBS_KEPT = 1_000
+
+
+@dataclass
+class Answer:
+    """What one asked seller said, and when."""
+
+    peer_id: PeerId
+    after_s: float
+    bid: Bid | None = None
+    total_micro: int = 0
+    reason: str = ""  # of a decline; or silent, unreachable
+    detail: str = ""
+
+
+@dataclass
+class Attempt:
+    """One attempt at a job."""
+
+    number: int
+    asked: Sequence[PeerId] = ()
+    window_s: float = 0.0
+    auction_s: float = 0.0
+    answers: list[Answer] = field(default_factory=list)
+    seller: PeerId | None = None
+    award: Sealed[Award] | None = None
+    work: Work | None = None
+    is_lease: bool = False
+    ids: list[int] = field(default_factory=list)  # accepted in this attempt, in order
+    prompt_tokens: int = 0
+    outcome: str = "running"
+    reason: str = ""
+    receipt_id: str = ""
+    amount_micro: int = 0
+
+
+@dataclass
+class Job:
+    """One request of a client, as it goes."""
+
+    job_id: bytes
+    request: ChatRequest
+    name: str
+    digest: bytes
+    started_s: float  # monotonic
+    started_at: float  # Unix
+    state: str = "auction"
+    attempts: list[Attempt] = field(default_factory=list)
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    client_left: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def ids(self) -> list[int]:
+        """Every completion token the client has, from all attempts, in order."""
+        return [token for attempt in self.attempts for token in attempt.ids]
+
+    @property
+    def attempt(self) -> Attempt:
+        """The newest attempt."""
+        return self.attempts[-1]
+
+    def begin_attempt(self) -> Attempt:
+        """Open the next attempt; earlier ones are fenced off from here."""
+        self.attempts.append(Attempt(len(self.attempts) + 1))
+        return self.attempt
+
+
+class JobBook:
+    """The newest jobs, running ones first-hand and finished ones as they were stored."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._running: dict[bytes, Job] = {}
+        self._recent: OrderedDict[bytes, Job] = OrderedDict()  # ended, still claimable by their sellers
+        self._views: OrderedDict[str, JobView] = OrderedDict()
+
+    def load(self, records: Sequence[Record]) -> None:
+        """Take in the jobs of earlier runs; one that was under way has ended with its daemon."""
+        for record in records:
+            if record.kind == JOB and record.body is not None:
+                view = msgspec.msgpack.decode(record.body, type=JobView)
+                self._views[view.job_id] = view
+
+    def open(self, request: ChatRequest, job_id: Id, name: str, digest: bytes) -> Job:
+        """Begin a job."""
+        job = Job(job_id, request, name, digest, self._clock.now(), self._clock.utc_ms() / 1000)
+        self._running[job_id] = job
+        return job
+
+    async def close(self, job: Job, state: str) -> None:
+        """End a job and store how it went; a full disk loses the story, not the money."""
+        job.state = state
+        job.finished_s = self._clock.now()
+        self._running.pop(job.job_id, None)
+        self._recent[job.job_id] = job
+        await self.store(job)
+
+    async def store(self, job: Job) -> None:
+        """Store how a job stands now (again, when a late receipt has come)."""
+        view = self._view(job)
+        records = [Record(JOB, job.job_id, msgspec.msgpack.encode(view))]
+        self._views[view.job_id] = view
+        self._views.move_to_end(view.job_id)
+        while len(self._views) > JOBS_KEPT:
+            old, _ = self._views.popitem(last=False)
+            self._recent.pop(bytes.fromhex(old), None)
+            records.append(Record(JOB, bytes.fromhex(old), None))
+        try:
+            await self._store.append(records)
+        except AgoraError:
+            return
+
+    def find(self, job_id: bytes) -> Job | None:
+        """A job of this run, under way or recently ended."""
+        return self._running.get(job_id) or self._recent.get(job_id)
+
+    def views(self, limit: int) -> list[JobView]:
+        """The newest jobs, running ones first."""
+        running = [self._view(job) for job in self._running.values()]
+        ended = list(self._views.values())
+        return [*reversed(running), *reversed(ended)][:limit]
+
+    def view(self, prefix: str) -> JobView | None:
+        """The job with this id, or the only one whose id begins so."""
+        found = (
+            [view for view in self.views(2 * JOBS_KEPT) if view.job_id.startswith(prefix)] if prefix else []
+        )
+        return found[0] if len(found) == 1 else None
+
+    def _view(self, job: Job) -> JobView:
+        last = job.attempts[-1] if job.attempts else Attempt(0)
+        tokens = len(job.ids)
+        ttft_s = None if job.first_token_s is None else job.first_token_s - job.started_s
+        end_s = job.finished_s if job.finished_s is not None else self._clock.now()
+        stream_s = 0.0 if job.first_token_s is None else end_s - job.first_token_s
+        return JobView(
+            job_id=job.job_id.hex(),
+            kind="chat",
+            state=job.state,
+            model=job.name,
+            digest=job.digest.hex(),
+            privacy=job.request.privacy,
+            seller=last.seller or "",
+            attempt=last.number,
+            price_micro=sum(attempt.amount_micro for attempt in job.attempts),
+            prompt_tokens=max((attempt.prompt_tokens for attempt in job.attempts), default=0),
+            completion_tokens=tokens,
+            ttft_s=ttft_s,
+            tokens_per_s=(tokens - 1) / stream_s if tokens > 1 and stream_s > 0 else None,
+            started_at=job.started_at,
+            finished_at=None if job.finished_s is None else job.started_at + job.finished_s - job.started_s,
+            declines=[decline for attempt in job.attempts for decline in _declines(attempt)],
+            attempts=[attempt_view(attempt) for attempt in job.attempts],
+            receipts=[attempt.receipt_id for attempt in job.attempts if attempt.receipt_id],
+        )
+
+
+def attempt_view(attempt: Attempt) -> AttemptView:
+    """How one attempt is shown."""
+    return AttemptView(
+        attempt=attempt.number,
+        asked=list(attempt.asked),
+        window_ms=attempt.window_s * 1000,
+        bids=[
+            BidView(
+                peer_id=answer.peer_id,
+                prompt_micro=answer.bid.prompt_micro,
+                completion_micro=answer.bid.completion_micro,
+                total_micro=answer.total_micro,
+                ttft_ms=answer.bid.ttft_ms,
+                tokens_per_s=answer.bid.tokens_per_ks / 1000,
+                after_ms=answer.after_s * 1000,
+                is_winner=answer.peer_id == attempt.seller,
+            )
+            for answer in attempt.answers
+            if answer.bid
+        ],
+        declines=_declines(attempt),
+        seller=attempt.seller or "",
+        is_lease=attempt.is_lease,
+        outcome=attempt.outcome,
+        reason=attempt.reason,
+        tokens=len(attempt.ids),
+        receipt_id=attempt.receipt_id,
+        auction_ms=attempt.auction_s * 1000,
+    )
+
+
+def _declines(attempt: Attempt) -> list[dict[str, str]]:
+    return [
+        {"peer_id": answer.peer_id, "reason": answer.reason, "detail": answer.detail}
+        for answer in attempt.answers
+        if not answer.bid
+    ]

@@ -1,0 +1,294 @@
+"""Every hash-chained log this device holds: its own two, which only it writes, and those of others.
+
+Own entries get their index in the transaction that writes them: one task takes everything that waits, chains it,
+commits it as a group, and only then does anybody see it. Entries of others are checked against their author's log,
+committed, and folded into the two states that follow from them: the assembly and the ledger.
+
+A restored backup must not write a second entry at an index it has used before (that would be equivocation). So after a
+start nothing of our own is written until a member has told us our newest entry, or we know that there is no other
+member.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import trio
+
+from marketplace.assembly.assembly import Assembly, open_entry
+from marketplace.ledger import Ledger
+from node.store import Record, Store
+from node.wire import Wire
+from protocol.envelope import Sealed
+from protocol.errors import AgoraError, Equivocation
+from protocol.identity import PeerId
+from protocol.log import AuthorLog
+from protocol.messages import NO_HASH, Entry, Head, LogName, Message
+
+if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own types
+    from trio_typing import TaskStatus
+
+E = TypeVar("E", bound=Entry)
+ENTRY = "entry"  # the store's record kind: a sealed entry of some log, by its id
+MESH = "mesh"  # which mesh this home belongs to (`id`), and whether it has left it (`left`)
+WRITES_WAITING_MAX = 256
+
+
+class NotConfirmed(AgoraError):
+    """No member has confirmed yet how far our own log goes, so nothing durable may be written."""
+
+
+@dataclass
+class _Write:
+    log: LogName
+    make: Callable[[int, bytes], Entry]
+    witnessed: Sealed[Entry] | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+    entry: Sealed[Entry] | None = None
+    error: Exception | None = None
+
+
+class Logbook:
+    """The logs, and the two states folded from them."""
+
+    def __init__(
+        self, wire: Wire, store: Store, assembly: Assembly, ledger: Ledger, *, started_ms: int
+    ) -> None:
+        self.assembly = assembly
+        self.ledger = ledger
+        self._wire = wire
+        self._store = store
+        self._bilateral: dict[PeerId, AuthorLog] = {}
+        self._loose: dict[tuple[PeerId, int], Sealed[Entry]] = {}
+        self._send, self._receive = trio.open_memory_channel[_Write](WRITES_WAITING_MAX)
+        self._confirmed = trio.Event()
+        self._started_ms = started_ms
+        self.halted = ""
+
+    @property
+    def me(self) -> PeerId:
+        """Our own peer id, the author of what `write` writes."""
+        return self._wire.identity.peer_id
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether our own logs may be written."""
+        return self._confirmed.is_set()
+
+    def confirm(self) -> None:
+        """Our own heads are the newest that any member knows: writing may begin."""
+        self._confirmed.set()
+
+    async def wait_confirmed(self) -> None:
+        """Wait until our own logs may be written."""
+        await self._confirmed.wait()
+
+    def agrees(self, head: Head) -> bool:
+        """Whether a head that a peer reports is an entry of the log as we hold it."""
+        entries = self.entries(PeerId(head.author), head.log, head.index)
+        return bool(entries) and entries[0].id == head.entry
+
+    def meet_own_key(self, sealed: Sealed[Message]) -> None:
+        """Somebody signs as us. If that is another daemon, running now, both must stop writing durable entries."""
+        if sealed.boot != self._wire.boot and sealed.time_ms > self._started_ms:
+            self.halted = (
+                "this device's key is running on another machine or home directory at the same time; "
+                "stop one of the two"
+            )
+
+    def load(self, records: Sequence[Record]) -> None:
+        """Fold what an earlier run has stored; every signature is checked again, since a file is no friend.
+
+        Raises:
+            RemoteProtocolError: the store holds an entry that does not verify: it was tampered with.
+        """
+        for record in records:
+            if record.kind == ENTRY and record.body is not None:
+                entry = open_entry(record.body, self._wire.mesh_id)
+                if entry.message.log == "assembly":
+                    self._fold(entry)
+                else:
+                    self._fold_loosely(entry)
+
+    def head(self, author: PeerId, log: LogName) -> Head | None:
+        """The newest entry known of an author's log; None when there is none."""
+        if log == "assembly":
+            return self.assembly.head(author)
+        known = self._bilateral.get(author)
+        return known.head if known else None
+
+    def heads(self, log: LogName) -> list[Head]:
+        """The newest entry known of every author."""
+        if log == "assembly":
+            return list(self.assembly.heads())
+        return [known.head for known in self._bilateral.values() if known.head]
+
+    def entries(self, author: PeerId, log: LogName, start: int) -> Sequence[Sealed[Entry]]:
+        """The known entries of an author's log, from an index on."""
+        if log == "assembly":
+            return self.assembly.entries_after(author, start - 1)
+        known = self._bilateral.get(author)
+        return known.entries[start:] if known else ()
+
+    async def write(
+        self, form: type[E], make: Callable[[int, bytes], E], *, witnessing: Sealed[Entry] | None = None
+    ) -> Sealed[E]:
+        """Write the next entry of our own log; it is on disk, and folded, when this returns.
+
+        Args:
+            form: the entry's type, which says the log it belongs to.
+            make: from the entry's index and prev to the entry itself.
+            witnessing: another's bilateral entry that ours answers; kept in the same commit.
+
+        Raises:
+            NotConfirmed: too early after a start; see above.
+            Equivocation: what is to be witnessed contradicts what its author signed before.
+            StoreFull: the disk is; nothing was written.
+        """
+        if self.halted:
+            raise NotConfirmed(self.halted)
+        if not self.is_confirmed:
+            raise NotConfirmed("our own log is not confirmed by any member yet; connect to the mesh first")
+        if witnessing is not None:
+            self._check_witnessed(witnessing)
+        write = _Write(form.log, make, witnessing)
+        try:
+            await self._send.send(write)
+        except trio.BrokenResourceError:
+            raise NotConfirmed("this node is stopping and writes nothing more") from None
+        # The commit is under way and cannot be called back: a cancelled caller must still learn nothing half-done.
+        with trio.CancelScope(shield=True):
+            await write.done.wait()
+        if write.error is not None:
+            raise write.error
+        assert write.entry is not None
+        return cast("Sealed[E]", write.entry)
+
+    async def take(self, entries: Sequence[Sealed[Entry]]) -> int:
+        """Take entries of others in (or our own, from before a restore); return how many were new.
+
+        Raises:
+            BrokenLog: a gap; what came before it is kept.
+            Equivocation: an author contradicts itself; what came before is kept.
+            NotAuthorised: an assembly entry its author had no right to.
+            StoreFull: the disk is; nothing of them was kept.
+        """
+        fresh = []
+        error: AgoraError | None = None
+        for entry in entries:
+            try:
+                if self._fold(entry):
+                    fresh.append(entry)
+            except AgoraError as problem:
+                error = problem
+                break
+        # Folded before they are on disk: nothing of it is acknowledged to anybody until this returns, and what a
+        # power cut takes, `sync` brings again.
+        if fresh:
+            await self._store.append([Record(ENTRY, entry.id, entry.raw) for entry in fresh])
+        if error is not None:
+            raise error
+        return len(fresh)
+
+    async def witness(self, entry: Sealed[Entry]) -> None:
+        """Keep a bilateral entry that binds us, although its author's log has gaps for us; it counts at once.
+
+        A buyer's log has entries with other sellers between those with us. Waiting for them would cost a round trip
+        before the first token, so they are pulled afterwards.
+
+        Raises:
+            Equivocation: its author signed another entry with this index.
+            StoreFull: the disk is.
+        """
+        self._check_witnessed(entry)
+        await self._store.append([Record(ENTRY, entry.id, entry.raw)])
+        self._fold_loosely(entry)
+
+    async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+        """Write own entries in groups, in the order they were asked for."""
+        task_status.started()
+        try:
+            while True:
+                group = [await self._receive.receive(), *self._waiting()]
+                # Once begun, a commit is waited for even when the node is stopping: its callers hold money.
+                with trio.CancelScope(shield=True):
+                    await self._write_group(group)
+        finally:
+            left = self._waiting()
+            self._receive.close()
+            for write in left:
+                write.error = NotConfirmed("this node is stopping and writes nothing more")
+                write.done.set()
+
+    def _waiting(self) -> list[_Write]:
+        waiting: list[_Write] = []
+        while len(waiting) < WRITES_WAITING_MAX:
+            try:
+                waiting.append(self._receive.receive_nowait())
+            except (trio.WouldBlock, trio.ClosedResourceError):
+                break
+        return waiting
+
+    def _check_witnessed(self, entry: Sealed[Entry]) -> None:
+        known = self.entries(entry.sender, "bilateral", entry.message.index)
+        other = known[0] if known else self._loose.get((entry.sender, entry.message.index), entry)
+        if other.id != entry.id:
+            raise Equivocation(
+                f"{entry.sender} signed two bilateral entries with index {entry.message.index}",
+                other.raw,
+                entry.raw,
+            )
+
+    async def _write_group(self, group: list[_Write]) -> None:
+        tails: dict[LogName, tuple[int, bytes]] = {}
+        name: LogName
+        for name in ("assembly", "bilateral"):
+            head = self.head(self.me, name)
+            tails[name] = (head.index + 1, head.entry) if head else (0, NO_HASH)
+        for write in group:
+            index, prev = tails[write.log]
+            try:
+                write.entry = self._wire.seal(write.make(index, prev))
+            except AgoraError as error:
+                write.error = error
+                continue
+            tails[write.log] = (index + 1, write.entry.id)
+        sealed = [write.entry for write in group if write.entry is not None]
+        witnessed = [
+            write.witnessed for write in group if write.entry is not None and write.witnessed is not None
+        ]
+        try:
+            await self._store.append([Record(ENTRY, entry.id, entry.raw) for entry in (*witnessed, *sealed)])
+            for entry in witnessed:
+                self._fold_loosely(entry)
+            for entry in sealed:
+                self._fold(entry)
+        except AgoraError as error:
+            for write in group:
+                write.error = write.error or error
+        for write in group:
+            write.done.set()
+
+    def _fold(self, entry: Sealed[Entry]) -> bool:
+        """Put an entry into its author's log and into the state; False when it was there already."""
+        if entry.message.log == "assembly":
+            return self.assembly.apply(entry)
+        log = self._bilateral.get(entry.sender) or AuthorLog(entry.sender, "bilateral")
+        if not log.append(entry):
+            return False
+        self._bilateral[entry.sender] = log
+        self.ledger.apply(entry)
+        self._loose.pop((entry.sender, entry.message.index), None)
+        return True
+
+    def _fold_loosely(self, entry: Sealed[Entry]) -> None:
+        """Fold a bilateral entry whether or not those before it are known; the ledger does not mind the order."""
+        head = self.head(entry.sender, "bilateral")
+        if entry.message.index > (head.index + 1 if head else 0):
+            self._loose[(entry.sender, entry.message.index)] = entry
+            self.ledger.apply(entry)
+            return
+        self._fold(entry)
+        # Those that waited for it follow.
+        if waiting := self._loose.get((entry.sender, entry.message.index + 1)):
+            self._fold_loosely(waiting)

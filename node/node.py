@@ -1,0 +1,473 @@
+"""A node: the services of one device, composed over four ports (mesh, store, engine, clock), and what its users see.
+
+Read it like a table of contents. The daemon (`node/daemon.py`) hands in the real backends; the simulator hands in its
+own and runs this same node.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import msgspec
+import trio
+
+from marketplace.assembly import invitation
+from marketplace.assembly.assembly import Assembly, open_entry
+from marketplace.assembly.charter import explain
+from marketplace.bidding import SellerTerms
+from marketplace.budget import Budget
+from marketplace.exposure import Exposure
+from marketplace.ledger import Ledger
+from marketplace.pricing import Prices
+from node.chat import ChatEvent, ChatRequest
+from node.clock import Clock, MembersTime
+from node.config import Config
+from node.directory import Directory
+from node.errors import StartError
+from node.jobs import JobBook, attempt_view
+from node.journal import Journal
+from node.logbook import ENTRY, MESH, Logbook
+from node.models import ModelNames
+from node.services.advertiser import Advertiser
+from node.services.buyer import Buyer
+from node.services.meeting import Meeting
+from node.services.registrar import Registrar
+from node.services.seller import Seller
+from node.services.settlement import Settlement
+from node.services.sync import Sync
+from node.store import Record, Store
+from node.views import AttemptView, JobView, LedgerView, ModelView, PeerView, ReceiptView, StatusView
+from node.wire import Wire
+from protocol import limits
+from protocol.envelope import Sealed
+from protocol.identity import Identity, PeerId
+from protocol.mesh import Mesh
+from protocol.messages import Card, Charter, Device, Revocation
+from runtime.engine import Digest, Engine, ModelCard
+
+if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own types
+    from trio_typing import TaskStatus
+
+VERSION = "0.1.0"
+
+
+class Library(Protocol):
+    """Takes model files in; `runtime.model_store.ModelStore` is one."""
+
+    async def add(
+        self, source: Any, name: str | None = None, on_progress: Callable[[int, int], None] = ...
+    ) -> ModelCard:
+        """Check a file, keep it under its digest, and return its card."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What a node stands on; a world hands in its own."""
+
+    mesh: Mesh
+    store: Store
+    engine: Engine
+    clock: Clock
+    journal: Journal
+    rng: Random
+    device: Callable[[], Device]
+    library: Library | None = None
+
+
+class Node:
+    """One device of the mesh. Build it from what its store holds, `run` it, then run its mesh."""
+
+    def __init__(
+        self,
+        ports: Ports,
+        identity: Identity,
+        config: Config,
+        records: Sequence[Record],
+        *,
+        gateway: str = "",
+    ) -> None:
+        self._ports = ports
+        self._config = config
+        self.gateway = gateway
+        self.stop_asked = trio.Event()
+        clock, journal, rng = ports.clock, ports.journal, ports.rng
+        self._started_s = clock.now()
+        mesh_id = _mesh_id(records)
+        charter = _charter(records, mesh_id)
+        boot = rng.getrandbits(62)
+        self._members_time = MembersTime(clock)
+        self.wire = Wire(identity, mesh_id, boot=boot, clock=clock, members_time=self._members_time)
+        self.logbook = Logbook(
+            self.wire, ports.store, Assembly.found(charter), Ledger(mesh_id), started_ms=clock.utc_ms()
+        )
+        self.logbook.load(records)
+        self.directory = Directory(identity.peer_id)
+        self.job_book = JobBook(ports.store, clock)
+        self.job_book.load(records)
+        self.sync = Sync(ports.mesh, self.wire, self.logbook, journal)
+        exposure = Exposure(self.logbook.ledger.unsettled(identity.peer_id))
+        self.settlement = Settlement(
+            mesh=ports.mesh,
+            wire=self.wire,
+            clock=clock,
+            logbook=self.logbook,
+            sync=self.sync,
+            jobs=self.job_book,
+            exposure=exposure,
+            journal=journal,
+        )
+        self.seller = Seller(
+            mesh=ports.mesh,
+            wire=self.wire,
+            clock=clock,
+            logbook=self.logbook,
+            engine=ports.engine,
+            store=ports.store,
+            settlement=self.settlement,
+            exposure=exposure,
+            terms=SellerTerms(
+                owner=self._owner(),
+                base=Prices(config.price_prompt_micro, config.price_completion_micro),
+                owner_percent=config.owner_percent,
+                battery_percent_min=config.battery_percent_min,
+                exposure_micro_max=config.exposure_peer_micro,
+            ),
+            device=ports.device,
+            journal=journal,
+        )
+        self.advertiser = Advertiser(
+            mesh=ports.mesh,
+            wire=self.wire,
+            clock=clock,
+            logbook=self.logbook,
+            directory=self.directory,
+            journal=journal,
+            rng=rng,
+            describe=self.seller.describe,
+        )
+        self.meeting = Meeting(
+            mesh=ports.mesh,
+            wire=self.wire,
+            clock=clock,
+            members_time=self._members_time,
+            logbook=self.logbook,
+            directory=self.directory,
+            advertiser=self.advertiser,
+            sync=self.sync,
+            store=ports.store,
+            journal=journal,
+            rng=rng,
+            boot=boot.to_bytes(16),
+            bootstrap=config.bootstrap,
+        )
+        self.meeting.load(records)
+        self.registrar = Registrar(
+            mesh=ports.mesh,
+            wire=self.wire,
+            clock=clock,
+            logbook=self.logbook,
+            meeting=self.meeting,
+            sync=self.sync,
+            journal=journal,
+        )
+        self.names = ModelNames(
+            identity.peer_id, lambda: self.logbook.assembly, self.directory, ports.engine, clock
+        )
+        self.buyer = Buyer(
+            mesh=ports.mesh,
+            wire=self.wire,
+            clock=clock,
+            logbook=self.logbook,
+            directory=self.directory,
+            advertiser=self.advertiser,
+            names=self.names,
+            engine=ports.engine,
+            settlement=self.settlement,
+            jobs=self.job_book,
+            budget=Budget(config.budget_job_micro or None, config.budget_day_micro or None),
+            price_most=Prices(config.pay_prompt_micro_max, config.pay_completion_micro_max),
+            journal=journal,
+            rng=rng,
+        )
+
+    @property
+    def journal(self) -> Journal:
+        """The one stream of events."""
+        return self._ports.journal
+
+    async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the services; started when all of them are. The mesh is to be run after that."""
+        if set(self.logbook.assembly.members()) == {self.logbook.me}:
+            self.logbook.confirm()  # nobody else could know more of our log than we do
+        async with trio.open_nursery() as nursery:
+            services = (self.logbook, self.sync, self.settlement, self.buyer, self.meeting, self.advertiser)
+            for service in services:
+                await nursery.start(service.run)
+            task_status.started()
+
+    # --- what its users do ----------------------------------------------------------------------------------------
+    def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """Yield the events of one chat; see `Buyer.chat`."""
+        return self.buyer.chat(request)
+
+    async def quotes(self, model: str, prompt_tokens: int, completion_tokens: int) -> AttemptView:
+        """Ask the sellers what such a request would cost, and award nothing."""
+        return attempt_view(await self.buyer.quotes(model, prompt_tokens, completion_tokens))
+
+    async def invite(
+        self, *, expires_s: float, uses: int, owner: str | None, credit_line_micro: int
+    ) -> dict[str, Any]:
+        """Make an invitation: `{invitation, expires_at, uses}`."""
+        if not self.logbook.assembly.weight(self.logbook.me):
+            raise StartError(
+                "only devices on the charter's roll invite; run 'agora invite' on the founder's device"
+            )
+        if not self._ports.mesh.addresses:
+            raise StartError("this daemon listens nowhere, so nobody could join; start it with --listen")
+        made = invitation.make(
+            self.wire.identity,
+            mesh=self.wire.mesh_id,
+            seq=self.wire.next_seq(),
+            time_ms=self._ports.clock.utc_ms(),
+            ttl_ms=int(expires_s * 1000),
+            uses=uses,
+            owner=owner or self._owner(),
+            credit_line_micro=credit_line_micro,
+            addresses=self._ports.mesh.addresses[: limits.ADDRESSES_MAX],
+            rng=self._ports.rng,
+        )
+        self.journal.write("invitation_made", uses=uses, owner=made.sealed.message.owner)
+        return {
+            "invitation": made.text,
+            "expires_at": made.sealed.message.expires_at / 1000,
+            "uses": uses,
+        }
+
+    async def add_model(
+        self, path: str, name: str | None, publish: bool, progress: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        """Take a GGUF file in, and bind a name to it for everybody if this device may."""
+        if self._ports.library is None:
+            raise StartError("this node keeps no models")
+        if publish and not self.logbook.assembly.weight(self.logbook.me):
+            raise StartError(
+                "only devices on the charter's roll sign names; add the model here without --publish, "
+                "then run 'agora model publish' on one of them"
+            )
+        card = await self._ports.library.add(trio.Path(path), name, progress)
+        self.journal.write("model_added", digest=card.digest, name=card.name, size_bytes=card.size_bytes)
+        self.advertiser.refresh()
+        if publish:
+            await self._publish(card.digest, name or card.name)
+        return {
+            "digest": card.digest.hex(),
+            "name": self.names.name(card.digest),
+            "architecture": card.architecture,
+            "quantisation": card.quantisation,
+            "context_tokens": card.context_tokens,
+            "size_bytes": card.size_bytes,
+        }
+
+    async def publish_model(self, digest_prefix: str, name: str) -> dict[str, Any]:
+        """Sign the card that binds a name to a model that somebody on the mesh holds."""
+        if not self.logbook.assembly.weight(self.logbook.me):
+            raise StartError(
+                "only devices on the charter's roll sign names; run this on the founder's device"
+            )
+        digest = self.names.resolve(digest_prefix if "@" in digest_prefix else f"@{digest_prefix}")
+        await self._publish(Digest(digest), name)
+        return {"name": name, "digest": digest.hex()}
+
+    async def _publish(self, digest: Digest, name: str) -> None:
+        def place(index: int, prev: bytes) -> Card:
+            # converted, not just built: the name is the user's and must hold the protocol's pattern
+            return msgspec.convert({"index": index, "prev": prev, "name": name, "model": digest}, Card)
+
+        try:
+            place(0, bytes(32))
+        except msgspec.ValidationError:
+            raise StartError(
+                f"model name {name!r}, expected letters, digits, '.', '_' and '-', 64 at most, e.g. 'llama-3-8b'"
+            ) from None
+        await self.sync.announce(await self.logbook.write(Card, place))
+        self.journal.write("model_published", name=name, digest=digest)
+
+    async def revoke(self, peer_id: str, reason: str) -> dict[str, Any]:
+        """Bar a device from the mesh; every member hears of it."""
+        if not self.logbook.assembly.weight(self.logbook.me):
+            raise StartError("only devices on the charter's roll revoke; run this on the founder's device")
+        if peer_id not in self.logbook.assembly.members():
+            raise StartError(f"{peer_id} is no member; run 'agora peers' to see who is")
+        if PeerId(peer_id) in self.logbook.assembly.roll:
+            raise StartError(f"{peer_id} is on the charter's roll; only a new charter takes it off")
+        entry = await self.logbook.write(
+            Revocation,
+            lambda index, prev: Revocation(
+                index=index, prev=prev, peer=peer_id, reason=reason[: limits.DETAIL_CHARS_MAX]
+            ),
+        )
+        await self.sync.announce(entry)
+        await self.sync.drop_barred()
+        self.journal.write("peer_revoked", peer=peer_id)
+        return {"peer_id": peer_id, "revoked": True}
+
+    async def leave(self) -> dict[str, Any]:
+        """Leave the mesh: this home serves it no more, and the daemon stops."""
+        if self.logbook.me in self.logbook.assembly.roll:
+            raise StartError("this device is on the charter's roll; only a new charter takes it off")
+        await self._ports.store.append([Record(MESH, b"left", b"1")])
+        self.journal.write("mesh_left", mesh=self.wire.mesh_id)
+        self.stop_asked.set()
+        return {"mesh_id": self.wire.mesh_id.hex(), "left": True}
+
+    # --- what its users see ---------------------------------------------------------------------------------------
+    def charter(self) -> dict[str, Any]:
+        """The charter in force, and what it means in practice."""
+        charter = self.logbook.assembly.charter
+        return {
+            **_hex(charter),
+            "mesh_id": self.wire.mesh_id.hex(),
+            "facts": msgspec.to_builtins(explain(charter)),
+        }
+
+    def status(self) -> StatusView:
+        """This daemon at a glance."""
+        me, assembly = self.logbook.me, self.logbook.assembly
+        engine = self._ports.engine
+        local = list(engine.models)
+        state = engine.status(local[0]) if local else None
+        warnings = [self.logbook.halted] if self.logbook.halted else []
+        if not self.logbook.is_confirmed:
+            warnings.append(
+                "no member has confirmed this device's log yet: it buys and sells nothing until one does"
+            )
+        if self._ports.store.is_full:
+            warnings.append("the disk is full: no new work is taken")
+        return StatusView(
+            peer_id=me,
+            mesh_id=self.wire.mesh_id.hex(),
+            mesh_name=assembly.charter.name,
+            owner=self._owner(),
+            version=VERSION,
+            roles=["buyer", *(["seller"] if local else []), *(["roll"] if me in assembly.roll else [])],
+            peers=len(self.meeting.greeted),
+            models=[view.id for view in self.names.views()],
+            addresses=list(self._ports.mesh.addresses),
+            gateway=self.gateway,
+            uptime_s=self._ports.clock.now() - self._started_s,
+            engine=msgspec.to_builtins(state) if state else {},
+            device=msgspec.to_builtins(self._ports.device()),
+            is_durable=self.logbook.is_confirmed,
+            warnings=warnings,
+        )
+
+    def peers(self) -> list[PeerView]:
+        """Every member, and everybody connected."""
+        members = self.logbook.assembly.members()
+        known = dict.fromkeys((*members, *self._ports.mesh.connected))
+        return [self._peer(peer_id) for peer_id in known if peer_id != self.logbook.me]
+
+    def _peer(self, peer_id: PeerId) -> PeerView:
+        now, assembly = self._ports.clock.now(), self.logbook.assembly
+        offer = self.directory.offer(peer_id, now)
+        advert = offer.advert.message if offer else None
+        trip_s = self._ports.mesh.round_trip_s(peer_id)
+        is_member = assembly.is_member(peer_id)
+        return PeerView(
+            peer_id=peer_id,
+            owner=assembly.member(peer_id).owner if is_member else "",
+            is_connected=peer_id in self._ports.mesh.connected,
+            is_admitted=is_member,
+            is_revoked=assembly.is_barred(peer_id),
+            addresses=list(self.directory.addresses(peer_id)),
+            models=[model.digest.hex() for model in advert.models] if advert else [],
+            slots=advert.slots if advert else 0,
+            slots_free=advert.slots_free if advert else 0,
+            prompt_micro=advert.prompt_micro if advert else 0,
+            completion_micro=advert.completion_micro if advert else 0,
+            tokens_per_s=max((model.tokens_per_ks for model in advert.models), default=0) / 1000
+            if advert
+            else 0,
+            round_trip_ms=None if trip_s is None else trip_s * 1000,
+            device=msgspec.to_builtins(advert.device) if advert else {},
+            seen_s_ago=now - offer.heard_at if offer else None,
+        )
+
+    def models(self) -> list[ModelView]:
+        """Every model that can be asked for."""
+        return self.names.views()
+
+    def jobs(self, limit: int = 100) -> list[JobView]:
+        """The newest jobs, running ones first."""
+        return self.job_book.views(limit)
+
+    def job(self, job_id: str) -> JobView | None:
+        """The job of a full id, or of a prefix that only one job has."""
+        return self.job_book.view(job_id)
+
+    def ledger(self) -> LedgerView:
+        """The accounts as this node knows them; they sum to zero."""
+        ledger, me = self.logbook.ledger, self.logbook.me
+        ledger.void_idle(self._ports.clock.utc_ms())
+        return LedgerView(
+            account=me,
+            balance_micro=ledger.balance_micro(me),
+            held_micro=ledger.held_micro(me),
+            credit_line_micro=self._credit_line(),
+            accounts=[
+                {"peer_id": peer_id, "balance_micro": balance}
+                for peer_id, balance in ledger.balances().items()
+            ],
+            receipts=[
+                ReceiptView(
+                    receipt_id=payment.receipt.id.hex(),
+                    job_id=payment.receipt.message.job_id.hex(),
+                    attempt=payment.receipt.message.attempt,
+                    payer=payment.payer,
+                    payee=payment.payee,
+                    amount_micro=payment.amount_micro,
+                    prompt_tokens=payment.receipt.message.prompt_tokens,
+                    completion_tokens=payment.receipt.message.completion_tokens,
+                    at=payment.at_ms / 1000,
+                )
+                for payment in ledger.payments()
+            ],
+        )
+
+    def _owner(self) -> str:
+        """Whose device this is, as the mesh says; before it has been told, as the config says."""
+        assembly, me = self.logbook.assembly, self.logbook.me
+        return assembly.member(me).owner if assembly.is_member(me) else self._config.owner
+
+    def _credit_line(self) -> int:
+        assembly, me = self.logbook.assembly, self.logbook.me
+        return assembly.member(me).credit_line_micro if assembly.is_member(me) else 0
+
+
+def _mesh_id(records: Sequence[Record]) -> bytes:
+    known = {record.key: record.body for record in records if record.kind == MESH}
+    mesh_id = known.get(b"id")
+    if mesh_id is None:
+        raise StartError("this home belongs to no mesh; run 'agora init' or 'agora join'")
+    if b"left" in known:
+        raise StartError("this home has left its mesh; join again with another --home")
+    return mesh_id
+
+
+def _charter(records: Sequence[Record], mesh_id: bytes) -> Sealed[Charter]:
+    for record in records:
+        if record.kind == ENTRY and record.key == mesh_id and record.body is not None:
+            return cast("Sealed[Charter]", open_entry(record.body, mesh_id))
+    raise StartError("the database holds no charter of this mesh; restore a backup with 'agora restore'")
+
+
+def _hex(charter: Charter) -> dict[str, Any]:
+    """The charter as a user reads it: keys in hex."""
+    shown = msgspec.to_builtins(charter, builtin_types=(bytes,))
+    shown["roll"] = [{**entry, "key": entry["key"].hex()} for entry in shown["roll"]]
+    shown["approvers"] = [key.hex() for key in shown["approvers"]]
+    shown["recovery"] = [key.hex() for key in shown["recovery"]]
+    shown.pop("prev")
+    shown.pop("index")
+    return cast("dict[str, Any]", shown)

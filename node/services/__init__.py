@@ -1,0 +1,1 @@
+"""The roles a node plays, a trio task each."""

@@ -1,0 +1,164 @@
+"""Adverts: say what this device offers to a sample of members, and remember what they offer.
+
+Sent by stream to about 20 members drawn by lot, at most every 10 s and every 60 s when nothing has changed, so the rate
+a node receives does not grow with the mesh (docs/adr/0003). A newcomer gets a sample with the first hello.
+"""
+
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from node.clock import Clock
+from node.directory import Directory
+from node.journal import Journal
+from node.logbook import Logbook
+from node.wire import Wire
+from protocol import limits
+from protocol.envelope import Sealed
+from protocol.errors import AgoraError, MeshError, NotAuthorised, RemoteProtocolError, Replayed
+from protocol.identity import PeerId
+from protocol.mesh import Mesh, Stream
+from protocol.messages import Advert, Adverts, AdvertsWanted
+from protocol.topics import ADVERT, ADVERTS_WANTED
+
+if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own types
+    from trio_typing import TaskStatus
+
+PEERS_PER_ROUND = 20
+SEND_TIMEOUT_S = 5.0
+
+
+class Advertiser:
+    """Sends our advert when it is due, takes others' in, answers who asks for sellers of a model."""
+
+    def __init__(
+        self,
+        *,
+        mesh: Mesh,
+        wire: Wire,
+        clock: Clock,
+        logbook: Logbook,
+        directory: Directory,
+        journal: Journal,
+        rng: Random,
+        describe: Callable[[], Advert],
+    ) -> None:
+        self._mesh = mesh
+        self._wire = wire
+        self._clock = clock
+        self._logbook = logbook
+        self._directory = directory
+        self._journal = journal
+        self._rng = rng
+        self._describe = describe
+        self._own: Sealed[Advert] | None = None
+        self._changed = trio.Event()
+        mesh.serve(ADVERT, self._take)
+        mesh.serve(ADVERTS_WANTED, self._answer)
+
+    def own(self) -> Sealed[Advert]:
+        """Our advert as of now, sealed; the same bytes for 10 s."""
+        now_ms = self._clock.utc_ms()
+        if self._own is None or now_ms - self._own.time_ms >= limits.ADVERT_INTERVAL_MIN_S * 1000:
+            self._own = self._wire.seal(self._describe(), ttl_ms=int(limits.ADVERT_TTL_S * 1000))
+        return self._own
+
+    def refresh(self) -> None:
+        """Something worth telling has changed (a model was added): advertise as soon as the rate allows."""
+        self._own = None
+        self._changed.set()
+
+    def hear(self, raw: bytes, delivered_by: PeerId) -> None:
+        """Take in an advert that a peer handed over: its own, or another member's."""
+        try:
+            advert = self._wire.admit(raw, delivered_by, Advert)
+        except Replayed:
+            return  # members hand the same adverts on: nobody's fault
+        except RemoteProtocolError as error:
+            self._mesh.charge(delivered_by, error.offence)
+            return
+        if advert.sender == self._logbook.me:
+            self._logbook.meet_own_key(advert)
+        elif self._logbook.assembly.is_member(advert.sender):
+            self._directory.hear(advert, self._clock.now())
+
+    async def ask(self, peer_id: PeerId, model: bytes) -> None:
+        """Ask a peer for adverts of sellers of a model; what it knows ends up in the directory."""
+        try:
+            stream = await self._mesh.open_stream(peer_id, ADVERTS_WANTED)
+            try:
+                await self._wire.send(stream, AdvertsWanted(model=model))
+                answer = await self._wire.receive(stream, Adverts)
+            finally:
+                stream.abort()
+        except RemoteProtocolError as error:
+            self._mesh.charge(peer_id, error.offence)
+            return
+        except MeshError:
+            return
+        for raw in answer.message.adverts:
+            self.hear(raw, peer_id)
+
+    async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+        """Advertise: at once, then every 10 s while something changes, every 60 s while nothing does."""
+        task_status.started()
+        told: Advert | None = None
+        told_at = float("-inf")
+        while True:
+            offer = self._describe()
+            idle_s = self._clock.now() - told_at
+            if _differs(offer, told) or idle_s >= limits.ADVERT_INTERVAL_IDLE_S:
+                told, told_at = offer, self._clock.now()
+                await self._tell()
+            await trio.sleep(limits.ADVERT_INTERVAL_MIN_S * self._rng.uniform(1.0, 1.1))
+            if not _differs(self._describe(), told):
+                self._changed = trio.Event()
+                with trio.move_on_at(told_at + limits.ADVERT_INTERVAL_IDLE_S):
+                    await self._changed.wait()
+
+    async def _tell(self) -> None:
+        raw = self.own().raw
+        members = sorted(peer for peer in self._mesh.connected if self._logbook.assembly.is_member(peer))
+        async with trio.open_nursery() as nursery:
+            for peer_id in self._rng.sample(members, min(PEERS_PER_ROUND, len(members))):
+                nursery.start_soon(self._tell_one, peer_id, raw)
+
+    async def _tell_one(self, peer_id: PeerId, raw: bytes) -> None:
+        with trio.move_on_after(SEND_TIMEOUT_S):
+            try:
+                stream = await self._mesh.open_stream(peer_id, ADVERT)
+                await stream.send(raw)
+                await stream.end()
+            except AgoraError as error:
+                self._journal.write("advert_undelivered", peer=peer_id, reason=str(error))
+
+    async def _take(self, stream: Stream) -> None:
+        self._check_member(stream.peer_id)
+        self.hear(await stream.receive(), stream.peer_id)
+
+    async def _answer(self, stream: Stream) -> None:
+        self._check_member(stream.peer_id)
+        wanted = await self._wire.receive(stream, AdvertsWanted)
+        holders = self._directory.holders(wanted.message.model, self._clock.now())
+        chosen = self._rng.sample(holders, min(limits.ADVERTS_PER_HELLO_MAX, len(holders)))
+        await self._wire.send(stream, Adverts(adverts=tuple(offer.advert.raw for offer in chosen)))
+
+    def _check_member(self, peer_id: PeerId) -> None:
+        if not self._logbook.assembly.is_member(peer_id):
+            raise NotAuthorised(f"peer {peer_id} is not a member")
+
+
+def _differs(offer: Advert, told: Advert | None) -> bool:
+    """Whether a buyer would choose differently: models, slots, prices and power count, a percent of load does not."""
+    return told is None or _essence(offer) != _essence(told)
+
+
+def _essence(offer: Advert) -> Advert:
+    device = msgspec.structs.replace(offer.device, load_percent=0, memory_free_mib=0, battery_percent=0)
+    models = tuple(
+        msgspec.structs.replace(model, tokens_per_ks=0, prompt_tokens_per_ks=0) for model in offer.models
+    )
+    return msgspec.structs.replace(offer, device=device, models=models, heads=())

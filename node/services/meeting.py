@@ -1,0 +1,277 @@
+"""Meeting: find the members, say hello on every connection, and keep enough connections alive.
+
+The side that dialled opens the hello stream. A hello says which logs one holds (what the other lacks is pulled), what
+one knows of the *other's* own logs (so that a restored backup finds its newest entry before it writes), and hands over
+a sample of adverts, so that a newcomer has sellers to ask at once. Whoever says no valid hello within 3 s, or is no
+member, is disconnected.
+"""
+
+from collections.abc import Sequence
+from random import Random
+from typing import TYPE_CHECKING
+
+import trio
+
+from node.clock import Clock, MembersTime
+from node.directory import Directory
+from node.journal import Journal
+from node.logbook import Logbook
+from node.services.advertiser import Advertiser
+from node.services.sync import Sync
+from node.store import Record, Store
+from node.wire import Wire
+from protocol import limits
+from protocol.envelope import Sealed
+from protocol.errors import AgoraError, MeshError, NotAuthorised, Unreachable
+from protocol.identity import PeerId
+from protocol.mesh import Mesh, PeerConnected, PeerEvent, Stream
+from protocol.messages import Head, Hello
+from protocol.topics import HELLO
+
+if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own types
+    from trio_typing import TaskStatus
+
+ADDRESS = "address"  # the store's record kind: where a member was last reached
+CONNECTED_WANTED = 8  # members we dial by ourselves; more may dial us
+DIAL_BACKOFF_MIN_S = 1.0
+DIAL_BACKOFF_MAX_S = 30.0
+GREET_AGAIN_S = 30.0  # one member drawn by lot: mends what gossip lost, well within the 60 s of a revocation
+CLOCK_SKEW_WORTH_SAYING_MS = 5_000
+
+
+class Meeting:
+    """Dials, greets, and answers greetings."""
+
+    def __init__(
+        self,
+        *,
+        mesh: Mesh,
+        wire: Wire,
+        clock: Clock,
+        members_time: MembersTime,
+        logbook: Logbook,
+        directory: Directory,
+        advertiser: Advertiser,
+        sync: Sync,
+        store: Store,
+        journal: Journal,
+        rng: Random,
+        boot: bytes,
+        bootstrap: tuple[str, ...],
+    ) -> None:
+        self._mesh = mesh
+        self._wire = wire
+        self._clock = clock
+        self._members_time = members_time
+        self._logbook = logbook
+        self._directory = directory
+        self._advertiser = advertiser
+        self._sync = sync
+        self._store = store
+        self._journal = journal
+        self._rng = rng
+        self._boot = boot
+        self._bootstrap = bootstrap
+        self._greeted: dict[PeerId, trio.Event] = {}
+        self._changed = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        mesh.serve(HELLO, self._answer)
+        mesh.watch(self._on_peer)
+
+    @property
+    def greeted(self) -> frozenset[PeerId]:
+        """The connected peers that have said a valid hello: members, all of them."""
+        return (
+            frozenset(peer for peer, event in self._greeted.items() if event.is_set()) & self._mesh.connected
+        )
+
+    def expect(self, peer_id: PeerId) -> None:
+        """A stranger has begun to join: it need not say hello before it is a member."""
+        self._greeted.setdefault(peer_id, trio.Event()).set()
+
+    def load(self, records: Sequence[Record]) -> None:
+        """Remember the addresses of earlier runs."""
+        for record in records:
+            if record.kind == ADDRESS and record.body is not None:
+                self._directory.learn(PeerId(record.key.decode()), record.body.decode().split("\n"))
+
+    async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep connected to members; greet one of them again from time to time."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            nursery.start_soon(self._keep_greeting)
+            await self._keep_dialling()
+
+    async def _on_peer(self, event: PeerEvent) -> None:
+        assert self._nursery is not None, "the mesh runs inside the node, after its services"
+        self._changed.set()
+        if not isinstance(event, PeerConnected):
+            self._greeted.pop(event.peer_id, None)
+            return
+        if event.we_dialled:
+            self._nursery.start_soon(self._greet, event.peer_id)
+        else:
+            self._nursery.start_soon(self._await_greeting, event.peer_id)
+
+    async def _await_greeting(self, peer_id: PeerId) -> None:
+        greeted = self._greeted.setdefault(peer_id, trio.Event())
+        with trio.move_on_after(limits.HELLO_TIMEOUT_S):
+            await greeted.wait()
+            return
+        self._journal.write("peer_dismissed", peer=peer_id, reason="no valid hello within 3 s")
+        await self._mesh.disconnect(peer_id)
+
+    async def _greet(self, peer_id: PeerId) -> None:
+        reason = "no valid hello within 3 s"
+        try:
+            if hello := await self._exchange_hellos(peer_id):
+                await self._meet(hello)
+                return
+        except AgoraError as error:
+            reason = str(error)
+        self._journal.write("peer_dismissed", peer=peer_id, reason=reason)
+        await self._mesh.disconnect(peer_id)
+
+    async def _exchange_hellos(self, peer_id: PeerId) -> Sealed[Hello] | None:
+        with trio.move_on_after(limits.HELLO_TIMEOUT_S):
+            stream = await self._mesh.open_stream(peer_id, HELLO)
+            await self._wire.send(stream, self._hello(peer_id))
+            hello = await self._wire.receive(stream, Hello)
+            await stream.end()
+            return hello
+        return None
+
+    async def _answer(self, stream: Stream) -> None:
+        hello = await self._wire.receive(stream, Hello)
+        # Ours goes out before theirs is acted on: each may need the other's entries to know it as a member.
+        await self._wire.send(stream, self._hello(stream.peer_id))
+        try:
+            await self._meet(hello)
+        except NotAuthorised:
+            await self._mesh.disconnect(stream.peer_id)
+            raise
+
+    def _hello(self, to: PeerId) -> Hello:
+        own = self._advertiser.own()
+        heads = self._logbook.heads("assembly")[: limits.HEADS_PER_HELLO_MAX - 1]
+        mine = self._logbook.head(self._logbook.me, "bilateral")
+        yours = (self._logbook.head(to, "assembly"), self._logbook.head(to, "bilateral"))
+        return Hello(
+            boot=self._boot,
+            heads=(*heads, *([mine] if mine else [])),
+            yours=tuple(head for head in yours if head),
+            advert=own.raw if own else b"",
+            adverts=tuple(self._directory.sample(limits.ADVERTS_PER_HELLO_MAX, self._rng, self._clock.now())),
+            addresses=self._mesh.addresses[: limits.ADDRESSES_MAX],
+        )
+
+    async def _meet(self, hello: Sealed[Hello]) -> None:
+        """Take a verified hello in.
+
+        Raises:
+            NotAuthorised: its sender is no member, or barred, as far as its own entries and ours tell.
+        """
+        peer_id = hello.sender
+        assembly = self._logbook.assembly
+        if not assembly.is_member(peer_id):
+            # Perhaps it was admitted while we were away. Its entries prove themselves, whoever hands them over.
+            await self._pull_assembly(peer_id, hello.message.heads)
+        if not assembly.is_member(peer_id):
+            raise NotAuthorised(f"peer {peer_id} is not a member of this mesh")
+        offset_ms = self._members_time.note(peer_id, hello.time_ms)
+        if abs(offset_ms) > CLOCK_SKEW_WORTH_SAYING_MS:
+            self._journal.write("clock_skew_seen", peer=peer_id, offset_ms=offset_ms)
+        self._greeted.setdefault(peer_id, trio.Event()).set()
+        await self._learn_addresses(peer_id, hello.message.addresses)
+        for raw in (hello.message.advert, *hello.message.adverts):
+            if raw:
+                self._advertiser.hear(raw, peer_id)
+        await self._confirm_own(peer_id, hello.message.yours)
+        for head in hello.message.heads:
+            if head.log == "assembly" and self._sync.lacks(head):
+                self._sync.want(peer_id, PeerId(head.author), "assembly")
+        self._journal.write("peer_met", peer=peer_id, owner=assembly.member(peer_id).owner)
+
+    async def _pull_assembly(self, peer_id: PeerId, heads: tuple[Head, ...]) -> None:
+        for head in heads:
+            if head.log == "assembly" and self._sync.lacks(head):
+                await self._sync.pull(peer_id, PeerId(head.author), "assembly")
+
+    async def _confirm_own(self, peer_id: PeerId, yours: tuple[Head, ...]) -> None:
+        """Find our own newest entries: after a restore, a peer may know more of us than we do."""
+        if self._logbook.is_confirmed:
+            return
+        for head in yours:
+            if head.author != self._logbook.me:
+                continue
+            if self._sync.lacks(head):
+                await self._sync.pull(peer_id, self._logbook.me, head.log)
+            if self._sync.lacks(head) or not self._logbook.agrees(head):
+                self._journal.write("own_log_disputed", peer=peer_id, log=head.log, index=head.index)
+                return
+        self._logbook.confirm()
+        self._journal.write("own_log_confirmed", peer=peer_id)
+
+    async def _learn_addresses(self, peer_id: PeerId, addresses: tuple[str, ...]) -> None:
+        before = self._directory.addresses(peer_id)
+        self._directory.learn(peer_id, addresses)
+        now = self._directory.addresses(peer_id)
+        if now != before:
+            await self._store.append([Record(ADDRESS, peer_id.encode(), "\n".join(now).encode())])
+
+    async def _keep_greeting(self) -> None:
+        while True:
+            await trio.sleep(GREET_AGAIN_S * self._rng.uniform(0.8, 1.2))
+            if peers := sorted(self.greeted):
+                await self._greet(self._rng.choice(peers))
+
+    async def _keep_dialling(self) -> None:
+        """Dial bootstrap peers and known members, each with its own growing pause, until enough are connected."""
+        due: dict[str, float] = {}
+        pauses: dict[str, float] = {}
+        while True:
+            now = self._clock.now()
+            next_due = float("inf")
+            if len(self._mesh.connected) < CONNECTED_WANTED:
+                for address in self._to_dial():
+                    if due.setdefault(address, now) > now:
+                        next_due = min(next_due, due[address])
+                        continue
+                    reached = await self._dial(address)
+                    pause = min(
+                        DIAL_BACKOFF_MAX_S, DIAL_BACKOFF_MIN_S if reached else pauses.get(address, 0.5) * 2
+                    )
+                    pauses[address] = pause
+                    due[address] = self._clock.now() + pause * self._rng.uniform(0.8, 1.2)
+                    next_due = min(next_due, due[address])
+            self._changed = trio.Event()
+            with trio.move_on_at(next_due):
+                await self._changed.wait()
+
+    def _to_dial(self) -> list[str]:
+        """Addresses of bootstrap peers and members that are not connected; a bootstrap's may name no peer id."""
+        connected = self._mesh.connected
+        assembly = self._logbook.assembly
+        known = [
+            address
+            for peer_id, addresses in self._directory.known().items()
+            if peer_id not in connected and assembly.is_member(peer_id)
+            for address in addresses
+        ]
+        bootstrap = [
+            address
+            for address in self._bootstrap
+            if not any(address.endswith(f"/p2p/{peer_id}") for peer_id in (*connected, self._logbook.me))
+        ]
+        return [*bootstrap, *(address for address in known if address not in bootstrap)]
+
+    async def _dial(self, address: str) -> bool:
+        try:
+            await self._mesh.dial(address)
+        except Unreachable as error:
+            self._journal.write("dial_failed", address=address, reason=str(error))
+            return False
+        except MeshError:
+            return False
+        return True

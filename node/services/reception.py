@@ -1,0 +1,119 @@
+"""Receive one attempt's tokens from a seller: check each frame, pass its text on, and notice when the seller is gone.
+
+The seller has failed when its stream breaks, when it says so, or when for 2 s neither a token nor a sign of progress
+came. What was accepted until then is exact: every frame names the index of its first token, so a gap or a repeat is
+seen at once.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import trio
+
+from node.chat import ChatDelta
+from node.jobs import Attempt, Job
+from node.wire import Wire
+from protocol import limits
+from protocol.envelope import decode
+from protocol.errors import MeshError, RemoteProtocolError
+from protocol.mesh import Stream
+from protocol.messages import (
+    Cancel,
+    FailedFrame,
+    FinishedFrame,
+    JobFrame,
+    ProgressFrame,
+    TokensFrame,
+)
+
+
+class End(Enum):
+    """How an attempt ended, as the buyer sees it."""
+
+    FINISHED = "finished"
+    PROMPT = "prompt"  # the client's fault: no other seller will do better
+    FAILED = "failed"  # the seller's: ask another
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of an attempt; `frame` is there when the seller finished."""
+
+    end: End
+    reason: str = ""
+    frame: FinishedFrame | None = None
+
+
+async def receive_tokens(
+    stream: Stream,
+    wire: Wire,
+    job: Job,
+    attempt: Attempt,
+    *,
+    on_delta: Callable[[ChatDelta], Awaitable[None]],
+    now: Callable[[], float],
+) -> Ending:
+    """Receive until the attempt ends, whoever ends it; a client that leaves makes the seller stop and settle.
+
+    Raises:
+        RemoteProtocolError: a frame that the protocol does not allow.
+    """
+    ending: list[Ending] = []
+    offence: RemoteProtocolError | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_when_client_leaves, stream, wire, job, attempt)
+        try:
+            while not ending:
+                frame = await _next_frame(stream)
+                match frame:
+                    case TokensFrame():
+                        _check_place(frame, len(job.ids))
+                        attempt.ids.extend(frame.ids)
+                        if job.first_token_s is None and frame.ids:
+                            job.first_token_s = now()
+                        await on_delta(ChatDelta(frame.text, len(frame.ids)))
+                    case ProgressFrame():
+                        attempt.prompt_tokens = attempt.prompt_tokens or frame.total
+                    case FinishedFrame():
+                        attempt.prompt_tokens = frame.prompt_tokens
+                        if frame.completion_tokens != len(job.ids):
+                            raise RemoteProtocolError(
+                                f"seller counts {frame.completion_tokens} tokens, {len(job.ids)} came"
+                            )
+                        if frame.text:
+                            await on_delta(ChatDelta(frame.text, 0))
+                        ending.append(Ending(End.FINISHED, frame.reason, frame))
+                    case FailedFrame():
+                        end = End.PROMPT if frame.reason == "prompt" else End.FAILED
+                        ending.append(Ending(end, frame.detail))
+        except trio.TooSlowError:
+            ending.append(Ending(End.FAILED, f"silent for {limits.STALL_TIMEOUT_S:.0f} s"))
+        except MeshError as error:
+            ending.append(Ending(End.FAILED, str(error) or "stream broken"))
+        except RemoteProtocolError as error:
+            offence = error
+        nursery.cancel_scope.cancel()
+    if offence is not None:
+        raise offence
+    return ending[0]
+
+
+async def _next_frame(stream: Stream) -> TokensFrame | ProgressFrame | FinishedFrame | FailedFrame:
+    with trio.fail_after(limits.STALL_TIMEOUT_S):
+        raw = await stream.receive()
+    frame: TokensFrame | ProgressFrame | FinishedFrame | FailedFrame = decode(raw, JobFrame)
+    return frame
+
+
+def _check_place(frame: TokensFrame, expected: int) -> None:
+    if frame.first != expected or not frame.ids:
+        raise RemoteProtocolError(f"token frame begins at {frame.first}, expected {expected}")
+
+
+async def _cancel_when_client_leaves(stream: Stream, wire: Wire, job: Job, attempt: Attempt) -> None:
+    await job.client_left.wait()
+    try:
+        await wire.send(stream, Cancel(job_id=job.job_id, attempt=attempt.number))
+    except MeshError:
+        return  # gone as well: nothing is left to stop

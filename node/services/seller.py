@@ -1,0 +1,372 @@
+"""The seller: answers requests with a bid or a signed no, takes awards, generates, and makes out the receipt.
+
+One job stream, from this end:
+
+    Request ─▶ quote ─▶ Bid ─▶ (Award ─▶ Accept) ─▶ Work ─▶ tokens and progress ─▶ Receipt ─▶ Countersignature
+                     └▶ Decline          └── under a lease the stream begins with Work
+
+The award is kept and the accept written before the accept is sent; the receipt is written before it is sent. When the
+stream breaks, what was delivered is claimed later (`settlement.py`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import trio
+
+from marketplace.bidding import SellerState, SellerTerms, quote
+from marketplace.exposure import Exposure
+from marketplace.fence import Fence
+from marketplace.lease import Leases, may_work
+from node.clock import Clock
+from node.journal import Journal
+from node.logbook import Logbook
+from node.services.settlement import Delivery, Settlement
+from node.store import Store
+from node.wire import Wire
+from protocol import limits
+from protocol.envelope import Sealed, encode, narrow
+from protocol.errors import AgoraError, MeshError, NotAuthorised, RemoteProtocolError, StreamBroken
+from protocol.mesh import Mesh, Stream
+from protocol.messages import (
+    Accept,
+    Advert,
+    Award,
+    Bid,
+    Cancel,
+    Decline,
+    Device,
+    FailedFrame,
+    FinishedFrame,
+    ModelOffer,
+    ProgressFrame,
+    Request,
+    TokensFrame,
+    Work,
+)
+from protocol.topics import JOB
+from runtime.engine import (
+    BadTemplate,
+    ChatMessage,
+    Digest,
+    Engine,
+    EngineError,
+    Finished,
+    Generation,
+    Progress,
+    PromptTooLong,
+    Sampling,
+    Tokens,
+)
+
+AWARD_TIMEOUT_S = 5.0  # from a bid to its award; a longer auction has forgotten us
+SETTLE_TIMEOUT_S = 10.0  # for the buyer to check, write and countersign
+ENGINE_FAULTS_OF_CLIENT = (PromptTooLong, BadTemplate)
+
+
+@dataclass
+class _Run:
+    """How a generation under way ends: set by whichever side ends it first."""
+
+    delivery: Delivery
+    finish: FinishedFrame | None = None
+    failure: FailedFrame | None = None
+    is_cancelled: bool = False
+    is_broken: bool = False
+
+
+class Seller:
+    """Sells this device's engine."""
+
+    def __init__(
+        self,
+        *,
+        mesh: Mesh,
+        wire: Wire,
+        clock: Clock,
+        logbook: Logbook,
+        engine: Engine,
+        store: Store,
+        settlement: Settlement,
+        exposure: Exposure,
+        terms: SellerTerms,
+        device: Callable[[], Device],
+        journal: Journal,
+    ) -> None:
+        self._mesh = mesh
+        self._wire = wire
+        self._clock = clock
+        self._logbook = logbook
+        self._engine = engine
+        self._store = store
+        self._settlement = settlement
+        self._leases = Leases()
+        self._fence = Fence()
+        self._exposure = exposure
+        self._terms = terms
+        self._device = device
+        self._journal = journal
+        mesh.serve(JOB, self._serve)
+
+    # --- what is offered ----------------------------------------------------------------------------------------
+    def describe(self) -> Advert:
+        """This device's advert as of now."""
+        device = self._device()
+        offers = []
+        slots = slots_free = 0
+        for digest, card in list(self._engine.models.items())[: limits.MODELS_PER_ADVERT_MAX]:
+            status = self._engine.status(digest)
+            slots, slots_free = max(slots, status.slots), max(slots_free, status.slots_free)
+            offers.append(
+                ModelOffer(
+                    digest=digest,
+                    architecture=card.architecture[:32],
+                    quantisation=card.quantisation[:16],
+                    context_tokens=card.context_tokens,
+                    tokens_per_ks=int(status.tokens_per_s * 1000),
+                    prompt_tokens_per_ks=int(status.prompt_tokens_per_s * 1000),
+                )
+            )
+        me = self._logbook.me
+        heads = (self._logbook.head(me, "assembly"), self._logbook.head(me, "bilateral"))
+        return Advert(
+            models=tuple(offers),
+            slots=slots,
+            slots_free=slots_free,
+            prompt_micro=self._terms.base.prompt_micro,
+            completion_micro=self._terms.base.completion_micro,
+            device=device,
+            heads=tuple(head for head in heads if head),
+            addresses=self._mesh.addresses[:4],
+        )
+
+    def quote(self, request: Sealed[Request]) -> Bid | Decline:
+        """Answer a request; nothing is promised but the price."""
+        if self._store.is_full:
+            return Decline(request=request.id, reason="memory", detail="the disk is full: no new work")
+        if not self._logbook.is_confirmed:
+            return Decline(request=request.id, reason="policy", detail="the own log is not confirmed yet")
+        return quote(request, self._terms, self._state(request))
+
+    def _state(self, request: Sealed[Request]) -> SellerState:
+        assembly, ledger = self._logbook.assembly, self._logbook.ledger
+        buyer = request.sender
+        member = assembly.member(buyer) if assembly.is_member(buyer) else None
+        device = self._device()
+        card = self._engine.models.get(Digest(request.message.model))
+        status = self._engine.status(card.digest) if card else None
+        return SellerState(
+            buyer_owner=member.owner if member else None,
+            context_tokens=card.context_tokens if card else None,
+            is_memory_enough=True,
+            slots=status.slots if status else 0,
+            slots_free=status.slots_free if status else 0,
+            queued=status.queued if status else 0,
+            battery_percent=device.battery_percent,
+            is_charging=device.is_charging,
+            load_percent=device.load_percent,
+            tokens_per_ks=int(status.tokens_per_s * 1000) if status else 0,
+            prompt_tokens_per_ks=int(status.prompt_tokens_per_s * 1000) if status else 0,
+            balance_micro=ledger.balance_micro(buyer),
+            held_micro=ledger.held_micro(buyer),
+            credit_line_micro=member.credit_line_micro if member else 0,
+            unsettled_micro=self._exposure.micro(buyer),
+        )
+
+    # --- one job stream -----------------------------------------------------------------------------------------
+    async def _serve(self, stream: Stream) -> None:
+        opening = await self._wire.receive(stream, Request, Work)
+        request = narrow(opening, Request)
+        if request is not None:
+            taken = await self._negotiate(stream, request)
+            if taken is None:
+                return
+            award, work = taken
+        else:
+            work = cast("Sealed[Work]", opening)
+            if not self._logbook.assembly.is_member(stream.peer_id):
+                raise NotAuthorised(f"peer {stream.peer_id} is not a member")
+            found = self._logbook.ledger.award(work.message.award)
+            if found is None or found.sender != stream.peer_id or found.message.seller != self._logbook.me:
+                raise NotAuthorised(f"peer {stream.peer_id} names an award that is not its own with us")
+            award = found
+        await self._work(stream, award, work.message)
+
+    async def _negotiate(
+        self, stream: Stream, request: Sealed[Request]
+    ) -> tuple[Sealed[Award], Sealed[Work]] | None:
+        answer = self.quote(request)
+        buyer = stream.peer_id
+        job = request.message.job_id.hex()
+        if isinstance(answer, Decline):
+            await self._wire.send(stream, answer)
+            self._journal.write("declined", job=job, buyer=buyer, reason=answer.reason)
+            return None
+        bid = await self._wire.send(stream, answer)
+        self._journal.write("bid_sent", job=job, buyer=buyer, total=answer.completion_micro)
+        head = request.message.head
+        if head is not None and head.author == buyer:
+            self._settlement.note_head(head)
+        try:
+            with trio.move_on_after(AWARD_TIMEOUT_S):
+                award = await self._wire.receive(stream, Award)
+                self._check_award(award, request, bid)
+                work = await self._wire.receive(stream, Work)
+                await self._accept(stream, award)
+                return award, work
+        except MeshError:
+            return None  # another seller has won, or the buyer is gone
+        return None
+
+    def _check_award(self, award: Sealed[Award], request: Sealed[Request], bid: Sealed[Bid]) -> None:
+        terms, wanted = award.message, request.message
+        agreed = (
+            terms.request == request.id
+            and terms.bid == bid.id
+            and terms.seller == self._logbook.me
+            and (terms.job_id, terms.attempt, terms.model) == (wanted.job_id, wanted.attempt, wanted.model)
+            and terms.prompt_micro == bid.message.prompt_micro
+            and terms.completion_micro == bid.message.completion_micro
+        )
+        if not agreed:
+            raise RemoteProtocolError(f"award of {award.sender} is not what was asked and bid")
+
+    async def _accept(self, stream: Stream, award: Sealed[Award]) -> None:
+        terms = award.message
+        accept = await self._logbook.write(
+            Accept,
+            lambda index, prev: Accept(
+                index=index,
+                prev=prev,
+                award=award.id,
+                buyer=award.sender,
+                job_id=terms.job_id,
+                attempt=terms.attempt,
+            ),
+            witnessing=award,
+        )
+        self._leases.open(award, self._clock.now())
+        await stream.send(accept.raw)
+        self._journal.write(
+            "award_accepted", job=terms.job_id.hex(), buyer=award.sender, hold=terms.hold_micro
+        )
+
+    async def _work(self, stream: Stream, award: Sealed[Award], work: Work) -> None:
+        now, ledger = self._clock.now(), self._logbook.ledger
+        total = work.completion_tokens_max * award.message.completion_micro
+        refused = may_work(
+            work,
+            stream.peer_id,
+            leases=self._leases,
+            fence=self._fence,
+            total_micro=min(total, award.message.hold_micro),
+            chargeable_micro=ledger.chargeable_micro(award.id),
+            now=now,
+        )
+        if refused is not None or work.award != award.id:
+            detail = refused.detail if refused else "the work names another award"
+            await stream.send(encode(FailedFrame(reason="lease", detail=detail)))
+            return
+        self._fence.begin(stream.peer_id, work.job_id, work.attempt)
+        self._leases.begin(award.id, work.job_id, work.attempt, total_micro=total, now=now)
+        run = _Run(Delivery(award=award, work=work, started_s=now))
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen, stream, work, run, nursery.cancel_scope)
+                await self._generate(stream, run)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._leases.finish(award.id, work.job_id, work.attempt, now=self._clock.now())
+            self._leases.expire(self._clock.now())
+        await self._conclude(stream, run)
+
+    async def _listen(self, stream: Stream, work: Work, run: _Run, scope: trio.CancelScope) -> None:
+        """Hear a cancel, or the buyer's end, while tokens go out."""
+        try:
+            cancel = await self._wire.receive(stream, Cancel)
+            if (cancel.message.job_id, cancel.message.attempt) != (work.job_id, work.attempt):
+                raise RemoteProtocolError("the cancel names another job")
+            run.is_cancelled = True
+        except RemoteProtocolError as error:
+            self._mesh.charge(stream.peer_id, error.offence)
+            run.is_broken = True
+        except MeshError:
+            run.is_broken = True
+        scope.cancel()
+
+    async def _generate(self, stream: Stream, run: _Run) -> None:
+        """Pass frames from the engine to the buyer, counting what went out."""
+        work, delivery = run.delivery.work, run.delivery
+        generation = Generation(
+            model=Digest(delivery.award.message.model),
+            messages=tuple(ChatMessage(turn.role, turn.content) for turn in work.turns),
+            tokens_max=work.completion_tokens_max,
+            sampling=Sampling(
+                **{name: getattr(work.sampling, name) for name in work.sampling.__struct_fields__}
+            ),
+            stop=work.stop,
+            received=work.received,
+        )
+        frames = self._engine.generate(generation)
+        try:
+            async for frame in frames:
+                match frame:
+                    case Tokens(ids, text):
+                        first = len(work.received) + len(delivery.ids)
+                        await stream.send(encode(TokensFrame(first=first, ids=ids, text=text)))
+                        delivery.add(ids, self._clock.now())
+                    case Progress(phase, done, total):
+                        delivery.prompt_tokens = total
+                        await stream.send(encode(ProgressFrame(phase=phase.value, done=done, total=total)))
+                    case Finished():
+                        delivery.prompt_tokens = frame.prompt_tokens
+                        run.finish = FinishedFrame(
+                            reason=frame.reason.value,
+                            text=frame.text,
+                            prompt_tokens=frame.prompt_tokens,
+                            completion_tokens=frame.completion_tokens,
+                        )
+        except StreamBroken:
+            run.is_broken = True
+        except EngineError as error:
+            detail = str(error)[: limits.DETAIL_CHARS_MAX]
+            is_clients = isinstance(error, ENGINE_FAULTS_OF_CLIENT)
+            run.failure = FailedFrame(reason="prompt" if is_clients else "engine", detail=detail)
+        finally:
+            with trio.CancelScope(shield=True):
+                await frames.aclose()
+            delivery.ended_s = self._clock.now()
+
+    async def _conclude(self, stream: Stream, run: _Run) -> None:
+        """Say how it ended, and settle it."""
+        delivery, work = run.delivery, run.delivery.work
+        if delivery.ids:
+            self._exposure.owe(stream.peer_id, work.job_id, work.attempt, delivery.amount_micro)
+        ids = {"job": work.job_id.hex(), "attempt": work.attempt, "buyer": stream.peer_id}
+        if run.is_broken:
+            self._journal.write("delivery_broken", **ids, tokens=len(delivery.ids))
+            self._settlement.claim_later(delivery)
+            return
+        try:
+            if run.failure is not None:
+                self._journal.write("delivery_failed", **ids, reason=run.failure.detail)
+                await stream.send(encode(run.failure))
+                if delivery.ids:
+                    self._settlement.claim_later(delivery)
+                return
+            finish = run.finish or FinishedFrame(
+                reason="cancelled",
+                text="",
+                prompt_tokens=delivery.prompt_tokens,
+                completion_tokens=len(work.received) + len(delivery.ids),
+            )
+            await stream.send(encode(finish))
+            self._journal.write("delivered", **ids, tokens=len(delivery.ids), reason=finish.reason)
+            with trio.fail_after(SETTLE_TIMEOUT_S):
+                await self._settlement.settle(stream, delivery)
+        except RemoteProtocolError:
+            self._settlement.claim_later(delivery)
+            raise
+        except (AgoraError, trio.TooSlowError):
+            self._settlement.claim_later(delivery)

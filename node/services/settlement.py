@@ -1,0 +1,360 @@
+"""Settlement: from what was delivered to a receipt that both have signed.
+
+On the job stream the seller sends the receipt and the buyer countersigns it. When that stream has broken, the seller
+comes back on `/agora/settle/1`: the buyer says how many tokens it accepted, the receipt is made out for just those, and
+money moves as usual. So a failed attempt is paid for what the client really got, once, and a receipt that was written
+but never countersigned (a crash between the two) is presented again.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import trio
+
+from marketplace.exposure import Exposure
+from marketplace.receipt import (
+    Mismatch,
+    accepted_ids,
+    amount_micro,
+    check_countersignature,
+    check_receipt,
+    draft_receipt,
+    output_digest,
+)
+from node.clock import Clock
+from node.jobs import Attempt, Job, JobBook
+from node.journal import Journal
+from node.logbook import Logbook
+from node.services.sync import Sync
+from node.wire import Wire
+from protocol.envelope import Sealed, narrow
+from protocol.errors import AgoraError, NotAuthorised, RemoteProtocolError
+from protocol.identity import PeerId
+from protocol.mesh import Mesh, Stream
+from protocol.messages import (
+    Accepted,
+    Award,
+    Countersignature,
+    Head,
+    Receipt,
+    SettlementWanted,
+    Work,
+)
+from protocol.topics import SETTLE
+
+if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own types
+    from trio_typing import TaskStatus
+
+CLAIMS_MAX = 256  # broken deliveries followed up at a time; a further one is written off at once
+CLAIM_PAUSES_S = (1.0, 5.0, 30.0, 120.0)  # then it is written off: the exposure cap limits such losses
+CLAIM_TIMEOUT_S = 10.0
+CLAIM_WINDOW_S = 180.0  # how long a buyer keeps the hold of a failed attempt for its seller's claim
+RECEIPT_TIMEOUT_S = 10.0
+
+
+@dataclass
+class Delivery:
+    """What a seller has delivered in one attempt; times are monotonic seconds."""
+
+    award: Sealed[Award]
+    work: Work
+    started_s: float
+    ids: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
+    first_token_s: float | None = None
+    ended_s: float = 0.0
+
+    def add(self, ids: tuple[int, ...], now: float) -> None:
+        """Count tokens that have gone out."""
+        self.ids.extend(ids)
+        if self.first_token_s is None:
+            self.first_token_s = now
+
+    @property
+    def amount_micro(self) -> int:
+        """What it comes to at the price that was bid."""
+        return amount_micro(self.award.message, self.prompt_tokens, len(self.ids))
+
+
+@dataclass
+class _Claim:
+    """What a buyer still has to countersign: of a delivery, or of a receipt that an earlier run wrote."""
+
+    buyer: PeerId
+    wanted: SettlementWanted
+    delivery: Delivery | None = None
+    receipt: Sealed[Receipt] | None = None
+
+
+class Settlement:
+    """Both sides of it: receipts made out and claimed as a seller, checked and countersigned as a buyer."""
+
+    def __init__(
+        self,
+        *,
+        mesh: Mesh,
+        wire: Wire,
+        clock: Clock,
+        logbook: Logbook,
+        sync: Sync,
+        jobs: JobBook,
+        exposure: Exposure,
+        journal: Journal,
+    ) -> None:
+        self._mesh = mesh
+        self._wire = wire
+        self._clock = clock
+        self._logbook = logbook
+        self._sync = sync
+        self._jobs = jobs
+        self._exposure = exposure
+        self._journal = journal
+        self._nursery: trio.Nursery | None = None
+        self._claims = 0
+        mesh.serve(SETTLE, self._answer)
+
+    async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+        """Follow claims up, those of earlier runs first."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await self._logbook.wait_confirmed()
+            for receipt in self._logbook.ledger.unsettled(self._logbook.me):
+                terms = receipt.message
+                wanted = SettlementWanted(award=terms.award, job_id=terms.job_id, attempt=terms.attempt)
+                self._follow_up(_Claim(PeerId(terms.payer), wanted, receipt=receipt))
+            await trio.sleep_forever()
+
+    def note_head(self, head: Head) -> None:
+        """A buyer's log goes on behind what we know of it: ask for the rest, since we are about to extend it credit."""
+        if self._sync.lacks(head):
+            self._sync.want(PeerId(head.author), PeerId(head.author), "bilateral")
+
+    # --- as a seller --------------------------------------------------------------------------------------------
+    async def settle(self, stream: Stream, delivery: Delivery) -> None:
+        """Make out the receipt on the job's own stream and wait for the countersignature.
+
+        Raises:
+            MeshError: the stream broke; claim it later.
+            RemoteProtocolError: what came is no countersignature of this receipt.
+        """
+        if delivery.ids:
+            receipt = await self._write_receipt(delivery, tuple(delivery.ids))
+            await stream.send(receipt.raw)
+            await self._take_countersignature(stream, receipt)
+
+    def claim_later(self, delivery: Delivery) -> None:
+        """The stream broke before it was settled: ask the buyer what it accepted, some time soon."""
+        if not delivery.ids:
+            return
+        work, buyer = delivery.work, delivery.award.sender
+        wanted = SettlementWanted(award=work.award, job_id=work.job_id, attempt=work.attempt)
+        written = [
+            receipt
+            for receipt in self._logbook.ledger.unsettled(self._logbook.me)
+            if (receipt.message.job_id, receipt.message.attempt) == (work.job_id, work.attempt)
+        ]
+        self._follow_up(_Claim(buyer, wanted, delivery, written[0] if written else None))
+
+    def _follow_up(self, claim: _Claim) -> None:
+        assert self._nursery is not None, "run() comes first"
+        if self._claims < CLAIMS_MAX:
+            self._claims += 1
+            self._nursery.start_soon(self._claim_until_settled, claim)
+        else:
+            self._write_off(claim, "too many claims")
+
+    async def _claim_until_settled(self, claim: _Claim) -> None:
+        reason = ""
+        try:
+            for pause_s in CLAIM_PAUSES_S:
+                await trio.sleep(pause_s)
+                try:
+                    with trio.fail_after(CLAIM_TIMEOUT_S):
+                        await self._claim(claim)
+                    return
+                except RemoteProtocolError as error:
+                    self._mesh.charge(claim.buyer, error.offence)
+                    reason = str(error)
+                    break
+                except (AgoraError, trio.TooSlowError) as error:
+                    reason = str(error) or "no answer in time"
+        finally:
+            self._claims -= 1
+        self._write_off(claim, reason)
+
+    def _write_off(self, claim: _Claim, reason: str) -> None:
+        # It stays in the exposure: the next request of this buyer may be declined for it.
+        self._journal.write(
+            "claim_written_off", job=claim.wanted.job_id.hex(), buyer=claim.buyer, reason=reason
+        )
+
+    async def _claim(self, claim: _Claim) -> None:
+        stream = await self._mesh.open_stream(claim.buyer, SETTLE)
+        try:
+            await self._wire.send(stream, claim.wanted)
+            answer = await self._wire.receive(stream, Accepted, Countersignature)
+            countersignature = narrow(answer, Countersignature)
+            if countersignature is not None:
+                if claim.receipt is None:
+                    raise RemoteProtocolError(
+                        f"buyer {claim.buyer} countersigned a receipt that nobody wrote"
+                    )
+                await self._keep_countersignature(countersignature, claim.receipt)
+                return
+            accepted = cast("Accepted", answer.message)
+            if claim.receipt is None:
+                assert claim.delivery is not None
+                ids = accepted_ids(claim.delivery.ids, accepted)
+                if isinstance(ids, Mismatch):
+                    raise RemoteProtocolError(
+                        f"buyer {claim.buyer} accepted {ids.found}, expected {ids.expected}"
+                    )
+                if not ids:
+                    self._exposure.settle(claim.buyer, claim.wanted.job_id, claim.wanted.attempt)
+                    return
+                claim.receipt = await self._write_receipt(claim.delivery, ids)
+            await stream.send(claim.receipt.raw)
+            await self._take_countersignature(stream, claim.receipt)
+        finally:
+            stream.abort()
+
+    async def _write_receipt(self, delivery: Delivery, ids: tuple[int, ...]) -> Sealed[Receipt]:
+        first_s = delivery.first_token_s if delivery.first_token_s is not None else delivery.ended_s
+        return await self._logbook.write(
+            Receipt,
+            partial(
+                _place_receipt,
+                delivery,
+                ids,
+                ttft_ms=round((first_s - delivery.started_s) * 1000),
+                duration_ms=round((delivery.ended_s - delivery.started_s) * 1000),
+                chargeable_micro=self._logbook.ledger.chargeable_micro(delivery.award.id),
+            ),
+        )
+
+    async def _take_countersignature(self, stream: Stream, receipt: Sealed[Receipt]) -> None:
+        await self._keep_countersignature(await self._wire.receive(stream, Countersignature), receipt)
+
+    async def _keep_countersignature(
+        self, countersignature: Sealed[Countersignature], receipt: Sealed[Receipt]
+    ) -> None:
+        fault = check_countersignature(countersignature, receipt)
+        if fault is not None:
+            raise RemoteProtocolError(
+                f"countersignature has {fault.field} {fault.found}, expected {fault.expected}"
+            )
+        await self._logbook.witness(countersignature)
+        terms = receipt.message
+        self._exposure.settle(PeerId(terms.payer), terms.job_id, terms.attempt)
+        self._journal.write(
+            "receipt_settled",
+            job=terms.job_id.hex(),
+            receipt=receipt.id,
+            payer=terms.payer,
+            amount_micro=terms.amount_micro,
+        )
+
+    # --- as a buyer ---------------------------------------------------------------------------------------------
+    async def countersign_on(self, stream: Stream, job: Job, attempt: Attempt) -> bool:
+        """Receive the receipt of an attempt that has just ended and countersign it; False when none came in time.
+
+        The seller then has to come for it.
+
+        Raises:
+            RemoteProtocolError: the receipt does not say what happened; nothing is signed.
+        """
+        if not attempt.ids:
+            return True
+        try:
+            with trio.fail_after(RECEIPT_TIMEOUT_S):
+                receipt = await self._wire.receive(stream, Receipt)
+                await self._countersign(stream, receipt, job, attempt)
+                await stream.end()
+        except RemoteProtocolError:
+            raise
+        except (AgoraError, trio.TooSlowError) as error:
+            self._journal.write(
+                "receipt_missing", job=job.job_id.hex(), reason=str(error) or "no receipt in time"
+            )
+            return False
+        return True
+
+    async def _countersign(
+        self, stream: Stream, receipt: Sealed[Receipt], job: Job, attempt: Attempt
+    ) -> None:
+        assert attempt.award is not None
+        assert attempt.work is not None
+        fault = check_receipt(receipt, attempt.award, attempt.work, attempt.ids)
+        if fault is not None:
+            raise RemoteProtocolError(f"receipt has {fault.field} {fault.found}, expected {fault.expected}")
+        refused = self._logbook.ledger.may_post(receipt)
+        if refused is not None:
+            raise RemoteProtocolError(f"receipt may not be paid: {refused.detail}")
+        countersignature = await self._logbook.write(
+            Countersignature,
+            lambda index, prev: Countersignature(index=index, prev=prev, receipt=receipt.raw),
+        )
+        attempt.receipt_id = receipt.id.hex()
+        attempt.amount_micro = receipt.message.amount_micro
+        await stream.send(countersignature.raw)
+        self._journal.write(
+            "receipt_countersigned",
+            job=job.job_id.hex(),
+            attempt=attempt.number,
+            receipt=receipt.id,
+            payee=receipt.message.payee,
+            amount_micro=receipt.message.amount_micro,
+        )
+
+    async def _answer(self, stream: Stream) -> None:
+        wanted = (await self._wire.receive(stream, SettlementWanted)).message
+        award = self._logbook.ledger.award(wanted.award)
+        if award is None or award.sender != self._logbook.me or award.message.seller != stream.peer_id:
+            raise NotAuthorised(f"peer {stream.peer_id} claims for an award that we did not give it")
+        payment = self._logbook.ledger.payment(self._logbook.me, wanted.job_id, wanted.attempt)
+        if payment is not None:
+            await stream.send(payment.countersignature.raw)
+            return
+        job = self._jobs.find(wanted.job_id)
+        attempt = job.attempts[wanted.attempt - 1] if job and wanted.attempt <= len(job.attempts) else None
+        is_ours = attempt is not None and attempt.award is not None and attempt.award.id == wanted.award
+        ids = attempt.ids if attempt is not None and is_ours and attempt.outcome != "running" else []
+        await self._wire.send(
+            stream,
+            Accepted(
+                job_id=wanted.job_id,
+                attempt=wanted.attempt,
+                completion_tokens=len(ids),
+                output=output_digest(ids),
+            ),
+        )
+        if job is None or attempt is None or not ids:
+            return
+        with trio.move_on_after(CLAIM_TIMEOUT_S):
+            await self._countersign(stream, await self._wire.receive(stream, Receipt), job, attempt)
+            await self._jobs.store(job)
+
+
+def _place_receipt(
+    delivery: Delivery,
+    ids: tuple[int, ...],
+    index: int,
+    prev: bytes,
+    *,
+    ttft_ms: int,
+    duration_ms: int,
+    chargeable_micro: int,
+) -> Receipt:
+    return draft_receipt(
+        delivery.award,
+        delivery.work,
+        ids=ids,
+        prompt_tokens=delivery.prompt_tokens,
+        ttft_ms=ttft_ms,
+        duration_ms=duration_ms,
+        chargeable_micro=chargeable_micro,
+        index=index,
+        prev=prev,
+    )

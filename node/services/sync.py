@@ -1,0 +1,173 @@
+"""Sync: bring every member's logs to the newest entry that anybody near has.
+
+Assembly entries go out by gossip the moment they are written; a gap, a newcomer or a lost message is mended by asking a
+peer for the entries after the ones we have. Bilateral logs are asked for one author at a time, by whoever is about to
+extend that author credit, and only from the author itself or about oneself.
+"""
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from marketplace.assembly.assembly import open_entry
+from node.journal import Journal
+from node.logbook import Logbook
+from node.wire import Wire
+from protocol import limits
+from protocol.envelope import Sealed
+from protocol.errors import (
+    AgoraError,
+    BrokenLog,
+    Equivocation,
+    NotAuthorised,
+    RemoteProtocolError,
+)
+from protocol.identity import PeerId
+from protocol.mesh import Mesh, Stream, Verdict
+from protocol.messages import Entries, EntriesWanted, Entry, Evidence, Head, LogName
+from protocol.topics import ASSEMBLY, SYNC
+
+if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own types
+    from trio_typing import TaskStatus
+
+PULL_TIMEOUT_S = 20.0
+PULLS_WAITING_MAX = 64
+
+
+class Sync:
+    """Answers for entries, asks for missing ones, and takes part in the assembly's topic."""
+
+    def __init__(self, mesh: Mesh, wire: Wire, logbook: Logbook, journal: Journal) -> None:
+        self._mesh = mesh
+        self._wire = wire
+        self._logbook = logbook
+        self._journal = journal
+        self._wanted_send, self._wanted = trio.open_memory_channel[tuple[PeerId, PeerId, LogName]](
+            PULLS_WAITING_MAX
+        )
+        mesh.serve(SYNC, self._answer)
+        mesh.subscribe(ASSEMBLY, self._validate, self._hear)
+
+    async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+        """Pull what `want` asked for, one log after the other."""
+        task_status.started()
+        async for peer_id, author, log in self._wanted:
+            await self.pull(peer_id, author, log)
+
+    async def announce(self, entry: Sealed[Entry]) -> None:
+        """Gossip an assembly entry that we have just written."""
+        await self._mesh.publish(ASSEMBLY, entry.raw)
+
+    def want(self, peer_id: PeerId, author: PeerId, log: LogName) -> None:
+        """Ask a peer for an author's log soon; dropped when too much is asked for already (sync comes again)."""
+        try:
+            self._wanted_send.send_nowait((peer_id, author, log))
+        except trio.WouldBlock:
+            self._journal.write("sync_postponed", peer=peer_id, author=author, log=log)
+
+    def lacks(self, head: Head) -> bool:
+        """Whether a head that a peer reports is beyond what we hold."""
+        known = self._logbook.head(PeerId(head.author), head.log)
+        return known is None or known.index < head.index
+
+    async def pull(self, peer_id: PeerId, author: PeerId, log: LogName) -> int:
+        """Ask a peer for the entries of an author's log that we lack; return how many came. Never raises for a peer."""
+        taken = 0
+        try:
+            with trio.fail_after(PULL_TIMEOUT_S):
+                stream = await self._mesh.open_stream(peer_id, SYNC)
+                try:
+                    known = self._logbook.head(author, log)
+                    start = known.index + 1 if known else 0
+                    await self._wire.send(stream, EntriesWanted(author=author, log=log, start=start))
+                    while entries := (await self._wire.receive(stream, Entries)).message.entries:
+                        taken += await self.take(entries)
+                    await stream.end()
+                finally:
+                    stream.abort()
+        except RemoteProtocolError as error:
+            self._mesh.charge(peer_id, error.offence)
+            self._journal.write("sync_failed", peer=peer_id, author=author, log=log, reason=str(error))
+        except (AgoraError, trio.TooSlowError) as error:
+            self._journal.write(
+                "sync_failed", peer=peer_id, author=author, log=log, reason=str(error) or "timeout"
+            )
+        if taken:
+            self._journal.write("entries_synced", peer=peer_id, author=author, log=log, count=taken)
+        return taken
+
+    async def take(self, raws: tuple[bytes, ...]) -> int:
+        """Verify entries that a peer handed over and take them in; return how many were new.
+
+        Raises:
+            RemoteProtocolError: one of them does not hold; what came before it is kept.
+        """
+        entries = [open_entry(raw, self._wire.mesh_id) for raw in raws]
+        try:
+            taken = await self._logbook.take(entries)
+        except Equivocation as proof:
+            await self._bring_evidence(proof)
+            raise
+        await self.drop_barred()
+        return taken
+
+    async def drop_barred(self) -> None:
+        """Close the connections of peers that a revocation or evidence has barred."""
+        for peer_id in self._mesh.connected:
+            if self._logbook.assembly.is_barred(peer_id):
+                self._journal.write("barred_peer_dropped", peer=peer_id)
+                await self._mesh.disconnect(peer_id)
+
+    async def _bring_evidence(self, proof: Equivocation) -> None:
+        """Tell every member: two envelopes of one key that cannot both be honest."""
+        self._journal.write("equivocation_found", reason=str(proof))
+        entry = await self._logbook.write(
+            Evidence,
+            lambda index, prev: Evidence(index=index, prev=prev, first=proof.first, second=proof.second),
+        )
+        await self.announce(entry)
+
+    def _validate(self, data: bytes, _delivered_by: PeerId) -> Verdict:
+        """Gossip is forwarded only after its signature, mesh and author hold; a gap is nobody's fault."""
+        try:
+            entry = open_entry(data, self._wire.mesh_id)
+        except RemoteProtocolError:
+            return Verdict.REJECT
+        if entry.message.log != "assembly" or not self._logbook.assembly.is_member(entry.sender):
+            # Perhaps we have not heard of its admission yet: the pull that a gap causes will tell.
+            return Verdict.IGNORE
+        return Verdict.ACCEPT
+
+    async def _hear(self, data: bytes, delivered_by: PeerId) -> None:
+        entry = open_entry(data, self._wire.mesh_id)
+        try:
+            if await self.take((data,)):
+                self._journal.write("entry_heard", kind=type(entry.message).kind, author=entry.sender)
+        except BrokenLog:
+            self.want(delivered_by, entry.sender, "assembly")
+
+    async def _answer(self, stream: Stream) -> None:
+        wanted = (await self._wire.receive(stream, EntriesWanted)).message
+        asker = stream.peer_id
+        author = PeerId(wanted.author)
+        if not self._logbook.assembly.is_member(asker):
+            raise NotAuthorised(f"peer {asker} is not a member and may not sync")
+        if wanted.log == "bilateral" and author not in (asker, self._logbook.me):
+            raise NotAuthorised(
+                f"peer {asker} asks for the bilateral log of {author}, which does not bind it"
+            )
+        entries = self._logbook.entries(author, wanted.log, wanted.start)
+        batch: list[bytes] = []
+        size = 0
+        for entry in entries:
+            if (
+                len(batch) == limits.ENTRIES_PER_ANSWER_MAX
+                or size + len(entry.raw) > limits.ENTRIES_BYTES_MAX // 2
+            ):
+                await self._wire.send(stream, Entries(entries=tuple(batch)))
+                batch, size = [], 0
+            batch.append(entry.raw)
+            size += len(entry.raw)
+        if batch:
+            await self._wire.send(stream, Entries(entries=tuple(batch)))
+        await self._wire.send(stream, Entries(entries=()))
