@@ -227,7 +227,8 @@ def _check_key(headers: Iterable[tuple[bytes, bytes]], keys: KeyChecker) -> str 
     for name, value in headers:
         if name == b"authorization":
             scheme, _, bearer = value.decode("latin-1").partition(" ")
-            return keys.check(bearer.strip()) if scheme.lower() == "bearer" else None
+            key = keys.check(bearer.strip()) if scheme.lower() == "bearer" else None
+            return None if key is None else key.id
     return None
 
 

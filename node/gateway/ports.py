@@ -74,8 +74,16 @@ class AdminPort(NodePort, Protocol):
         """Return the charter in force."""
 
 
-class KeyChecker(Protocol):
-    """Knows the API keys."""
+class Key(Protocol):
+    """An API key that is known."""
 
-    def check(self, bearer: str) -> str | None:
-        """Return the id of the key that this is, or None."""
+    @property
+    def id(self) -> str:
+        """What it is called; not the key itself."""
+
+
+class KeyChecker(Protocol):
+    """Knows the API keys; `node.api_keys.ApiKeys` is one."""
+
+    def check(self, secret: str) -> Key | None:
+        """Return the key that this is, or None."""

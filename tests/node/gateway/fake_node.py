@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -32,11 +33,16 @@ HELLO = [STARTED, ChatDelta("Hel", 1), ChatDelta("lo ", 1), ChatDelta("“you”
 Step = ChatEvent | Exception | trio.Event  # what to yield, what to raise, what to wait for
 
 
+@dataclass(frozen=True)
+class FakeKey:
+    id: str = "k1"
+
+
 class OneKey:
     """Knows one API key."""
 
-    def check(self, bearer: str) -> str | None:
-        return "k1" if bearer == KEY else None
+    def check(self, secret: str) -> FakeKey | None:
+        return FakeKey() if secret == KEY else None
 
 
 class FakeNode:
