@@ -247,7 +247,7 @@ class Refusal(Message, frozen=True, kw_only=True):
     """No, and why; for admission and for streams that steer nothing further."""
 
     kind = "refusal"
-    bytes_max = limits.BID_BYTES_MAX
+    bytes_max = limits.MARKET_BYTES_MAX
 
     reason: Annotated[str, Meta(max_length=32)]
     detail: Detail
@@ -281,7 +281,7 @@ class Revocation(Entry, frozen=True, kw_only=True):
     """A roll member bars a device. It stays barred; its owner rejoins with a new key."""
 
     kind = "revocation"
-    bytes_max = limits.BID_BYTES_MAX
+    bytes_max = limits.MARKET_BYTES_MAX
     log = "assembly"
 
     peer: Peer
@@ -367,7 +367,7 @@ class Decline(Message, frozen=True, kw_only=True):
     """No, with a signed reason: "why not me" always has an answer."""
 
     kind = "decline"
-    bytes_max = limits.BID_BYTES_MAX
+    bytes_max = limits.MARKET_BYTES_MAX
 
     request: Hash
     reason: DeclineReason

@@ -10,13 +10,26 @@ from protocol import limits
 from protocol.envelope import decode, encode, open_sealed, seal
 from protocol.errors import LocalProtocolError
 from protocol.identity import Identity
-from protocol.messages import BY_KIND, MESSAGES, Card, Entry, JobFrame, Owner
+from protocol.messages import (
+    BY_KIND,
+    MESSAGES,
+    Admitted,
+    Card,
+    Decline,
+    Entry,
+    JobFrame,
+    Message,
+    Owner,
+    Refusal,
+    Revocation,
+)
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 sys.path.insert(0, str(VECTORS))
 
 from make_vectors import make, plain  # noqa: E402  (found through the line above)
 
+ANN = Identity(b"\x01" * 32)
 FRAMES = {frame.__struct_config__.tag: frame for frame in get_args(JobFrame)}
 
 
@@ -119,3 +132,28 @@ def test_what_a_field_refuses_is_refused_before_it_is_signed() -> None:
 
     with pytest.raises(LocalProtocolError, match="refused by every peer"):
         seal(refusal, Identity(bytes(32)), mesh=bytes(32), seq=(1, 1), time_ms=0)
+
+
+LONGEST = "𝄞" * limits.DETAIL_CHARS_MAX  # four bytes each
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Refusal(reason="𝄞" * 32, detail=LONGEST),
+        Decline(request=bytes(32), reason="model_missing", detail=LONGEST),
+        Revocation(index=2**53, prev=bytes(32), peer=ANN.peer_id, reason=LONGEST),
+        Admitted(
+            index=2**53,
+            prev=bytes(32),
+            peer=ANN.peer_id,
+            owner="𝄞" * limits.OWNER_CHARS_MAX,
+            credit_line_micro=2**53,
+            invitation_id=bytes(16),
+        ),
+    ],
+    ids=lambda message: message.kind,
+)
+def test_the_longest_text_that_a_field_allows_fits_its_message(message: Message) -> None:
+    """Else a reason in Japanese would fail where one in English passes."""
+    assert seal(message, ANN, mesh=bytes(32), seq=(2**62, 2**62), time_ms=2**53, ttl_ms=2**53)
