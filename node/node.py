@@ -6,6 +6,7 @@ own and runs this same node.
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -53,10 +54,10 @@ VERSION = "0.1.0"
 
 
 class Library(Protocol):
-    """Takes model files in; `runtime.model_store.ModelStore` is one."""
+    """Takes model files in; `runtime.model_store.ModelStore` is one. It counts bytes from a worker thread."""
 
     async def add(
-        self, source: Any, name: str | None = None, on_progress: Callable[[int, int], None] = ...
+        self, source: Path, name: str | None = None, on_progress: Callable[[int, int], None] = ...
     ) -> ModelCard:
         """Check a file, keep it under its digest, and return its card."""
 
@@ -255,7 +256,9 @@ class Node:
                 "only devices on the charter's roll sign names; add the model here without --publish, "
                 "then run 'agora model publish' on one of them"
             )
-        card = await self._ports.library.add(trio.Path(path), name, progress)
+        card = await self._ports.library.add(
+            Path(path), name, lambda done, total: trio.from_thread.run_sync(progress, done, total)
+        )
         self.journal.write("model_added", digest=card.digest, name=card.name, size_bytes=card.size_bytes)
         self.advertiser.refresh()
         if publish:
