@@ -35,7 +35,11 @@ def measure(gpu: str = "") -> Capacity:
         gpu: from `LlamaEngine.gpu`: the daemon itself loads no GPU library.
     """
     memory = psutil.virtual_memory()
-    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
+    cores = (
+        len(psutil.Process().cpu_affinity())
+        if hasattr(psutil.Process, "cpu_affinity")
+        else psutil.cpu_count()
+    )
     cores = max(1, cores or 1)
     battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     return Capacity(

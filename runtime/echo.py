@@ -166,9 +166,10 @@ class EchoEngine:
 
     def _prefill_steps(self, prompt_tokens: int) -> Iterator[tuple[int, float]]:
         """Yield how many prompt tokens are read, and how long the next ones take."""
+        total_s = prompt_tokens * self._prompt_seconds_per_token
         passed_s = 0.0
-        for wait_s in _intervals(prompt_tokens * self._prompt_seconds_per_token):
-            yield round(passed_s / self._prompt_seconds_per_token), wait_s
+        for wait_s in _intervals(total_s):
+            yield (int(prompt_tokens * passed_s / total_s) if total_s else 0), wait_s
             passed_s += wait_s
 
     def _answer(self, messages: tuple[ChatMessage, ...], skip: int) -> Iterator[int]:
@@ -217,12 +218,11 @@ def _pieces(text: str) -> Iterator[bytes]:
 
 
 def _intervals(seconds: float) -> Iterator[float]:
-    """Cut a time into pieces after which something can be said."""
+    """Cut a time into pieces after which something can be said; at least one, be it of no length."""
     while seconds > PROGRESS_INTERVAL_S:
         yield PROGRESS_INTERVAL_S
         seconds -= PROGRESS_INTERVAL_S
-    if seconds > 0:
-        yield seconds
+    yield seconds
 
 
 def _rate(seconds: float) -> float:

@@ -54,9 +54,8 @@ class Confinement:
             fields["socket_fd"], fields["parent_pid"], tuple(fields["readable"]), fields["memory_bytes_max"]
         )
 
-    @property
-    def socket(self) -> socket.socket:
-        """The child's end of the pair, once."""
+    def take_socket(self) -> socket.socket:
+        """Return the child's end of the pair; once, since whoever has it closes it."""
         return socket.socket(fileno=self.socket_fd)
 
     def enter(self) -> str:

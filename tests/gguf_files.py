@@ -7,7 +7,9 @@ from pathlib import Path
 from tests.benchmarks import random_gguf
 
 LOOP_BOMB = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-MEMORY_BOMB = "{% set n = namespace(s='0123456789') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}"
+MEMORY_BOMB = (
+    "{% set n = namespace(s='0123456789') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}"
+)
 ENDLESS_OUTPUT = "{% for a in range(99999) %}0123456789{% endfor %}"
 
 LLAMA: Mapping[str, object] = {
@@ -37,7 +39,11 @@ def header(
     for key, value in metadata.items():
         parts += [text(key), _value(value)]
     for name, shape, kind, offset in tensors:
-        parts.append(text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape) + struct.pack("<IQ", kind, offset))
+        parts.append(
+            text(name)
+            + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+            + struct.pack("<IQ", kind, offset)
+        )
     head = b"".join(parts)
     return head + bytes(-len(head) % 32) + bytes(data_bytes)
 

@@ -12,6 +12,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -137,9 +138,11 @@ class LlamaEngine:
         self._check_model(model)
         if self._child is None or model not in self._loaded:
             # A generation of no tokens loads the model, waits its turn, and counts.
-            async for frame in self.generate(Generation(model=model, messages=messages, tokens_max=0)):
-                if isinstance(frame, Finished):
-                    return frame.prompt_tokens
+            request = Generation(model=model, messages=messages, tokens_max=0)
+            async with aclosing(self.generate(request)) as generation:
+                async for frame in generation:
+                    if isinstance(frame, Finished):
+                        return frame.prompt_tokens
         assert self._child is not None
         answer = await self._child.ask(wire.CountTokens(next(self._ids), model, _turns(messages)))
         if not isinstance(answer, wire.Counted):

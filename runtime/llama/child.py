@@ -230,7 +230,7 @@ def main() -> None:
     llama.llama_backend_init()
     gpu = gpu_name()
     level = confinement.enter()
-    connection = Connection(confinement.socket, abort)
+    connection = Connection(confinement.take_socket(), abort)
     connection.say([wire.Ready(level, gpu)])
     connection.start()
     Child(connection, abort, bounds).run()

@@ -4,6 +4,8 @@
 a shared machine is not equally fast all the time; the medians are compared.
 """
 
+# ruff: noqa: PLC0415, T201  (each side loads only what it needs; a benchmark prints)
+
 import json
 import os
 import statistics

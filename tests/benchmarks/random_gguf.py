@@ -32,7 +32,9 @@ class Shape:
     context_tokens: int
 
 
-TINY = Shape(width=64, layers=2, heads=4, heads_kv=2, head_width=16, hidden=128, vocabulary=512, context_tokens=2_048)
+TINY = Shape(
+    width=64, layers=2, heads=4, heads_kv=2, head_width=16, hidden=128, vocabulary=512, context_tokens=2_048
+)
 LLAMA_3_2_1B = Shape(
     width=2_048,
     layers=16,
@@ -102,7 +104,9 @@ def _random_q4_0(rng: np.random.Generator, rows: int, columns: int) -> npt.NDArr
     """Return (rows, columns / 32 * 18) bytes: blocks of an F16 scale and 32 random nibbles."""
     blocks = columns // 32
     data = rng.integers(0, 256, size=(rows, blocks, 18), dtype=np.uint8)
-    scale = np.float16(1 / (4.6 * np.sqrt(columns)))  # nibbles minus 8 have a deviation of 4.6: rows of unit norm
+    scale = np.float16(
+        1 / (4.6 * np.sqrt(columns))
+    )  # nibbles minus 8 have a deviation of 4.6: rows of unit norm
     data[:, :, :2] = np.frombuffer(scale.tobytes(), dtype=np.uint8)
     return data.reshape(rows, blocks * 18)
 

@@ -15,13 +15,13 @@ def render(source: str, turns: tuple[tuple[str, str], ...] = CHAT) -> str:
     return ChatTemplate(source, "<s>", "</s>", RenderBounds()).render(turns)
 
 
-def test_chatml():
+def test_chatml() -> None:
     assert render(CHATML) == (
         "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
-def test_what_chat_templates_use_is_there():
+def test_what_chat_templates_use_is_there() -> None:
     source = (
         "{%- for m in messages if m.role != 'system' -%}{% if loop.last %}{{ bos_token }}{{ m.content | trim | upper }}"
         "{% break %}{% endif %}{%- endfor -%}{{ messages | length }}{{ {'a': [1, 'é<']} | tojson }}"
@@ -31,7 +31,7 @@ def test_what_chat_templates_use_is_there():
     assert render(source) == '<s>HI2{"a": [1, "é<"]}20yes1'
 
 
-def test_a_template_that_refuses_the_chat_says_why():
+def test_a_template_that_refuses_the_chat_says_why() -> None:
     with pytest.raises(TemplateError, match="refused the chat: roles must alternate"):
         render("{{ raise_exception('roles must alternate') }}")
 
@@ -61,28 +61,28 @@ def test_a_template_that_refuses_the_chat_says_why():
         "{{ 'x' | indent(99999999999, true) }}",
     ],
 )
-def test_a_hostile_or_broken_template_fails_by_name(source: str):
+def test_a_hostile_or_broken_template_fails_by_name(source: str) -> None:
     """CVE-2024-34359 was a template that reached the operating system."""
     with pytest.raises(TemplateError):
         render(source)
 
 
-def test_a_loop_bomb_is_stopped():
-    with pytest.raises(TemplateError, match="ran for over 0.5 s"):
+def test_a_loop_bomb_is_stopped() -> None:
+    with pytest.raises(TemplateError, match=r"ran for over 0\.5 s"):
         render(LOOP_BOMB)
 
 
-def test_a_memory_bomb_is_stopped():
+def test_a_memory_bomb_is_stopped() -> None:
     with pytest.raises(TemplateError, match="64 MiB of memory"):
         render(MEMORY_BOMB)
 
 
-def test_endless_output_is_stopped():
+def test_endless_output_is_stopped() -> None:
     with pytest.raises(TemplateError, match="wrote over 262144 characters"):
         render(ENDLESS_OUTPUT)
 
 
-def test_nothing_of_the_bounds_stays_behind():
+def test_nothing_of_the_bounds_stays_behind() -> None:
     """A timer left running would kill an honest decode; a memory limit left behind, the next allocation."""
     before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)
     for source in (LOOP_BOMB, MEMORY_BOMB, CHATML):

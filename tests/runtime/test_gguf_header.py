@@ -17,7 +17,7 @@ def read_bytes(directory: Path, data: bytes) -> Header:
     return read(path)
 
 
-def test_a_well_formed_header_is_read(tmp_path: Path):
+def test_a_well_formed_header_is_read(tmp_path: Path) -> None:
     found = read_bytes(tmp_path, header())
 
     assert found == Header(
@@ -30,7 +30,7 @@ def test_a_well_formed_header_is_read(tmp_path: Path):
     )
 
 
-def test_a_real_model_is_read(tmp_path: Path):
+def test_a_real_model_is_read(tmp_path: Path) -> None:
     found = read(tiny_model(tmp_path / "tiny.gguf"))
 
     assert (found.architecture, found.quantisation, found.trained_context_tokens) == ("llama", "Q4_0", 2_048)
@@ -48,7 +48,10 @@ def test_a_real_model_is_read(tmp_path: Path):
         (header(data_bytes=127), "cut short"),
         (header()[:100], "cut short"),
         (header({**LLAMA, "llama.block_count": 0}), "llama.block_count is 0, expected 1 to 512"),
-        (header({**LLAMA, "llama.block_count": 1_000_000}), "llama.block_count is 1000000, expected 1 to 512"),
+        (
+            header({**LLAMA, "llama.block_count": 1_000_000}),
+            "llama.block_count is 1000000, expected 1 to 512",
+        ),
         (header({**LLAMA, "llama.block_count": "2"}), "llama.block_count is '2'"),
         (header({"general.name": "x"}), "general.architecture is None"),
         (header({**LLAMA, "general.type": "adapter"}), "general.type is 'adapter', expected 'model'"),
@@ -61,7 +64,10 @@ def test_a_real_model_is_read(tmp_path: Path):
         (header({**LLAMA, "x": struct.pack("<IIQ", 9, 4, 2**21)}), "cut short"),
         (header({**LLAMA, "x": struct.pack("<IQ", 8, 2**40)}), "length of value of 'x' is 1099511627776"),
         (header({**LLAMA, "k" * 300: "v"}), "length of metadata key is 300"),
-        (header(tensors=(("a", (8, 4), F32, 0), ("a", (8, 4), F32, 128)), data_bytes=256), "'a' occurs twice"),
+        (
+            header(tensors=(("a", (8, 4), F32, 0), ("a", (8, 4), F32, 128)), data_bytes=256),
+            "'a' occurs twice",
+        ),
         (header(tensors=(("a", (8, 4), F32, 0), ("b", (8, 4), F32, 64)), data_bytes=256), "'b' overlaps"),
         (header(tensors=(("a", (8, 4), F32, 1),)), "'a' begins at 1, expected a multiple of 32"),
         (header(tensors=(("a", (8, 4), F32, 2**62),)), "cut short"),
@@ -73,7 +79,7 @@ def test_a_real_model_is_read(tmp_path: Path):
         (header(tensors=(("a" * 64, (8, 4), F32, 0),)), "length of tensor name is 64"),
     ],
 )
-def test_a_header_that_lies_is_refused_with_what_was_found(tmp_path: Path, data: bytes, message: str):
+def test_a_header_that_lies_is_refused_with_what_was_found(tmp_path: Path, data: bytes, message: str) -> None:
     with pytest.raises(BadModelFile) as caught:
         read_bytes(tmp_path, data)
 
@@ -81,9 +87,11 @@ def test_a_header_that_lies_is_refused_with_what_was_found(tmp_path: Path, data:
     assert "\n" not in str(caught.value)
 
 
-def test_a_metadata_key_that_occurs_twice_is_refused(tmp_path: Path):
+def test_a_metadata_key_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     """Two readers could take different ones."""
-    twice = header({**LLAMA, "llama.block_counT": 3}).replace(text("llama.block_counT"), text("llama.block_count"))
+    twice = header({**LLAMA, "llama.block_counT": 3}).replace(
+        text("llama.block_counT"), text("llama.block_count")
+    )
 
     with pytest.raises(BadModelFile, match="occurs twice"):
         read_bytes(tmp_path, twice)
@@ -91,7 +99,9 @@ def test_a_metadata_key_that_occurs_twice_is_refused(tmp_path: Path):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=6), st.integers(0, 2**16))
-def test_a_damaged_header_is_read_or_refused(tmp_path: Path, changes: list[tuple[int, int]], length: int):
+def test_a_damaged_header_is_read_or_refused(
+    tmp_path: Path, changes: list[tuple[int, int]], length: int
+) -> None:
     data = bytearray(header({**LLAMA, "tokens": ["a", "b", "c"]}))
     for place, value in changes:
         data[place % len(data)] = value

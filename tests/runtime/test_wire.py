@@ -17,7 +17,7 @@ def frames(data: bytes, *, pieces: int = 1) -> list[bytes]:
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 5, 1_000])
-def test_frames_are_found_however_they_arrive(pieces: int):
+def test_frames_are_found_however_they_arrive(pieces: int) -> None:
     said = [wire.NewTokens(7, (1, 2), "ab"), DONE]
 
     bodies = frames(wire.encode(said) + wire.encode([wire.Cancelled(8)]), pieces=pieces)
@@ -25,7 +25,7 @@ def test_frames_are_found_however_they_arrive(pieces: int):
     assert [wire.decode_from_child(body) for body in bodies] == [said, [wire.Cancelled(8)]]
 
 
-def test_a_frame_longer_than_the_limit_is_refused_before_it_is_read():
+def test_a_frame_longer_than_the_limit_is_refused_before_it_is_read() -> None:
     with pytest.raises(wire.BadFrame, match="a frame of 4294967295 bytes"):
         frames(b"\xff\xff\xff\xff")
 
@@ -55,19 +55,19 @@ def test_a_frame_longer_than_the_limit_is_refused_before_it_is_read():
         None,
     ],
 )
-def test_what_is_no_message_of_a_child_is_refused(message: object):
+def test_what_is_no_message_of_a_child_is_refused(message: object) -> None:
     with pytest.raises(wire.BadFrame):
         wire.decode_from_child(msgspec.msgpack.encode([message]))
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_raise_anything_else(body: bytes):
+def test_no_bytes_raise_anything_else(body: bytes) -> None:
     try:
         wire.decode_from_child(body)
     except wire.BadFrame:
         return
 
 
-def test_deep_nesting_is_refused():
+def test_deep_nesting_is_refused() -> None:
     with pytest.raises(wire.BadFrame):
         wire.decode_from_child(b"\x91" * 100_000)
