@@ -68,7 +68,7 @@ class Ledger:
         # At most one of a kind per author, job and attempt. Job ids are their buyers' to choose, so the buyer is part of
         # each key: one that copies another's job id must not get that other's honest seller accused.
         self._awards: dict[tuple[str, bytes, int], Sealed[Award]] = {}
-        self._claims: dict[tuple[str, str, bytes, int], Sealed[Receipt]] = {}
+        self._claims: dict[tuple[bytes, bytes, int], Sealed[Receipt]] = {}
         self._payments: dict[tuple[str, bytes, int], Payment] = {}
         self._unsettled: defaultdict[str, dict[bytes, Sealed[Receipt]]] = defaultdict(dict)  # by payee
         self._early: OrderedDict[bytes, tuple[bytes, Sealed[Entry]]] = (
@@ -166,7 +166,8 @@ class Ledger:
 
     def _claim(self, receipt: Sealed[Receipt]) -> Contradiction | None:
         terms = receipt.message
-        key = (terms.payee, terms.payer, terms.job_id, terms.attempt)
+        # Under one award only, as `assembly.evidence` sees it: who awards an attempt twice must not incriminate its seller.
+        key = (terms.award, terms.job_id, terms.attempt)
         first = self._claims.setdefault(key, receipt)
         return Contradiction(receipt.sender, first, receipt) if first.id != receipt.id else None
 

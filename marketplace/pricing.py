@@ -4,12 +4,17 @@ Everything is integer micro-credits and rounds up, so that a price above zero ne
 price never falls when the load rises: a free device is the cheap one, and the auction spreads the work by itself.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from protocol.messages import Turn
 
 LOAD_MARKUP_PERCENT = (
     100  # a fully loaded device asks twice its base price: about what a second job costs the first
 )
 BATTERY_MARKUP_PERCENT = 50  # a charge is worth more than mains power, yet a lone laptop should still sell
+BYTES_PER_TOKEN = 3  # of English text; 4 is common
+TURN_TOKENS = 8  # what a template puts around each turn
 LEASE_JOBS = 8  # requests of a session that one hold pays for: a durable award once in so many turns
 
 
@@ -50,6 +55,12 @@ def asked(
         if is_on_battery:
             factor += 100 * BATTERY_MARKUP_PERCENT
     return Prices(_scaled(base.prompt_micro, factor), _scaled(base.completion_micro, factor))
+
+
+def estimated_tokens(turns: Iterable[Turn]) -> int:
+    """Return about how many prompt tokens a chat has, for who does not hold the tokenizer; it errs to the dear side."""
+    sizes = [len(turn.content.encode()) for turn in turns]
+    return sum(sizes) // BYTES_PER_TOKEN + TURN_TOKENS * (len(sizes) + 1)
 
 
 def reserve_micro(

@@ -56,6 +56,8 @@ class Guard:
 
     def charge(self, peer_id: PeerId, offence: str, where: str = "") -> None:
         """Count an offence; a peer with too many is cut off and barred for a while."""
+        if self.offences.is_barred(peer_id, trio.current_time()):
+            return  # what was on its way when we cut it off is not worth a line each
         self.journal.write("offence_counted", peer_id=peer_id, offence=offence, where=where)
         if self.offences.charge(peer_id, trio.current_time()):
             self.journal.write("peer_barred", peer_id=peer_id, offence=offence)

@@ -28,7 +28,9 @@ CODE_GROUPS = 6
 CODE_GROUP_LETTERS = 5  # 30 letters of 23: 135 bits
 
 
-def create_device_key(home: Home, passphrase: str | None = None, identity: Identity | None = None) -> Identity:
+def create_device_key(
+    home: Home, passphrase: str | None = None, identity: Identity | None = None
+) -> Identity:
     """Write a device key, a new one unless it is given, and return it.
 
     Raises:

@@ -10,6 +10,7 @@ member.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -17,6 +18,8 @@ import trio
 
 from marketplace.assembly.assembly import Assembly, open_entry
 from marketplace.ledger import Ledger
+from marketplace.refusal import Contradiction, Refused
+from node.journal import Journal
 from node.store import Record, Store
 from node.wire import Wire
 from protocol.envelope import Sealed
@@ -32,10 +35,20 @@ E = TypeVar("E", bound=Entry)
 ENTRY = "entry"  # the store's record kind: a sealed entry of some log, by its id
 MESH = "mesh"  # which mesh this home belongs to (`id`), and whether it has left it (`left`)
 WRITES_WAITING_MAX = 256
+ACCUSATIONS_WAITING_MAX = 64
 
 
 class NotConfirmed(AgoraError):
     """No member has confirmed yet how far our own log goes, so nothing durable may be written."""
+
+
+@dataclass(frozen=True)
+class Accusation:
+    """Two sealed entries of one key that cannot both be honest."""
+
+    accused: PeerId
+    first: bytes
+    second: bytes
 
 
 @dataclass
@@ -52,8 +65,17 @@ class Logbook:
     """The logs, and the two states folded from them."""
 
     def __init__(
-        self, wire: Wire, store: Store, assembly: Assembly, ledger: Ledger, *, started_ms: int
+        self,
+        wire: Wire,
+        store: Store,
+        assembly: Assembly,
+        ledger: Ledger,
+        *,
+        started_ms: int,
+        journal: Journal,
     ) -> None:
+        self._journal = journal
+        self._accuse, self.accusations = trio.open_memory_channel[Accusation](ACCUSATIONS_WAITING_MAX)
         self.assembly = assembly
         self.ledger = ledger
         self._wire = wire
@@ -180,6 +202,8 @@ class Logbook:
                 if self._fold(entry):
                     fresh.append(entry)
             except AgoraError as problem:
+                if isinstance(problem, Equivocation):
+                    self._note_contradiction(entry.sender, problem.first, problem.second)
                 error = problem
                 break
         # Folded before they are on disk: nothing of it is acknowledged to anybody until this returns, and what a
@@ -212,7 +236,8 @@ class Logbook:
                 group = [await self._receive.receive(), *self._waiting()]
                 # Once begun, a commit is waited for even when the node is stopping: its callers hold money.
                 with trio.CancelScope(shield=True):
-                    await self._write_group(group)
+                    for batch in _batches(group):
+                        await self._write_batch(batch)
         finally:
             left = self._waiting()
             self._receive.close()
@@ -233,13 +258,14 @@ class Logbook:
         known = self.entries(entry.sender, "bilateral", entry.message.index)
         other = known[0] if known else self._loose.get((entry.sender, entry.message.index), entry)
         if other.id != entry.id:
+            self._note_contradiction(entry.sender, other.raw, entry.raw)
             raise Equivocation(
                 f"{entry.sender} signed two bilateral entries with index {entry.message.index}",
                 other.raw,
                 entry.raw,
             )
 
-    async def _write_group(self, group: list[_Write]) -> None:
+    async def _write_batch(self, group: list[_Write]) -> None:
         tails: dict[LogName, tuple[int, bytes]] = {}
         name: LogName
         for name in ("assembly", "bilateral"):
@@ -248,10 +274,15 @@ class Logbook:
         for write in group:
             index, prev = tails[write.log]
             try:
-                write.entry = self._wire.seal(write.make(index, prev))
+                entry = self._wire.seal(write.make(index, prev))
+                if write.log == "assembly":
+                    self.assembly.check(
+                        entry
+                    )  # what the assembly refuses must not stand on disk, or no start succeeds
             except AgoraError as error:
                 write.error = error
                 continue
+            write.entry = entry
             tails[write.log] = (index + 1, write.entry.id)
         sealed = [write.entry for write in group if write.entry is not None]
         witnessed = [
@@ -277,18 +308,48 @@ class Logbook:
         if not log.append(entry):
             return False
         self._bilateral[entry.sender] = log
-        self.ledger.apply(entry)
+        self._post(entry)
         self._loose.pop((entry.sender, entry.message.index), None)
         return True
+
+    def _post(self, entry: Sealed[Entry]) -> None:
+        """Fold a bilateral entry into the ledger; what it does not take is told, and a contradiction accused."""
+        match self.ledger.apply(entry):
+            case Contradiction(author, first, second):
+                self._note_contradiction(author, first.raw, second.raw)
+            case Refused(reason, detail):
+                self._journal.write(
+                    "entry_refused",
+                    kind=entry.message.kind,
+                    author=entry.sender,
+                    reason=reason,
+                    detail=detail,
+                )
+
+    def _note_contradiction(self, author: PeerId, first: bytes, second: bytes) -> None:
+        self._journal.write("contradiction_found", author=author)
+        with suppress(trio.WouldBlock):  # a flood of them: one is enough to bar a key
+            self._accuse.send_nowait(Accusation(author, first, second))
 
     def _fold_loosely(self, entry: Sealed[Entry]) -> None:
         """Fold a bilateral entry whether or not those before it are known; the ledger does not mind the order."""
         head = self.head(entry.sender, "bilateral")
         if entry.message.index > (head.index + 1 if head else 0):
             self._loose[(entry.sender, entry.message.index)] = entry
-            self.ledger.apply(entry)
+            self._post(entry)
             return
         self._fold(entry)
         # Those that waited for it follow.
         if waiting := self._loose.get((entry.sender, entry.message.index + 1)):
             self._fold_loosely(waiting)
+
+
+def _batches(group: list[_Write]) -> list[list[_Write]]:
+    """Split writes that wait together: bilateral ones share a commit; assembly ones, few, are checked one by one."""
+    batches: list[list[_Write]] = []
+    for write in group:
+        if batches and write.log == "bilateral" and batches[-1][0].log == "bilateral":
+            batches[-1].append(write)
+        else:
+            batches.append([write])
+    return batches

@@ -100,13 +100,18 @@ class Node:
         self._members_time = MembersTime(clock)
         self.wire = Wire(identity, mesh_id, boot=boot, clock=clock, members_time=self._members_time)
         self.logbook = Logbook(
-            self.wire, ports.store, Assembly.found(charter), Ledger(mesh_id), started_ms=clock.utc_ms()
+            self.wire,
+            ports.store,
+            Assembly.found(charter),
+            Ledger(mesh_id),
+            started_ms=clock.utc_ms(),
+            journal=journal,
         )
         self.logbook.load(records)
         self.directory = Directory(identity.peer_id)
         self.job_book = JobBook(ports.store, clock)
         self.job_book.load(records)
-        self.sync = Sync(ports.mesh, self.wire, self.logbook, journal)
+        self.sync = Sync(ports.mesh, self.wire, self._members_time, self.logbook, journal)
         exposure = Exposure(self.logbook.ledger.unsettled(identity.peer_id))
         self.settlement = Settlement(
             mesh=ports.mesh,
@@ -412,7 +417,6 @@ class Node:
     def ledger(self) -> LedgerView:
         """The accounts as this node knows them; they sum to zero."""
         ledger, me = self.logbook.ledger, self.logbook.me
-        ledger.void_idle(self._ports.clock.utc_ms())
         return LedgerView(
             account=me,
             balance_micro=ledger.balance_micro(me),

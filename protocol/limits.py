@@ -6,10 +6,11 @@ MIB = 1024 * KIB
 # --- bytes -------------------------------------------------------------------------------------------------------
 ADVERT_BYTES_MAX = 2 * KIB  # kept for each known peer, and sent often
 BID_BYTES_MAX = 1 * KIB
-MARKET_BYTES_MAX = 8 * KIB  # requests, awards, accepts, receipts and their countersignatures
+MARKET_BYTES_MAX = 8 * KIB  # requests, awards, accepts, countersignatures
+RECEIPT_BYTES_MAX = 4 * KIB  # half of its countersignature, which carries it; two of those fit into an evidence
 ASSEMBLY_BYTES_MAX = 32 * KIB  # a charter with a full roll fits
 GOSSIP_BYTES_MAX = 64 * KIB
-HELLO_BYTES_MAX = 64 * KIB  # a hello and a sample of 20 adverts
+HELLO_BYTES_MAX = 96 * KIB  # 256 heads and a sample of 20 adverts
 PROMPT_BYTES_MAX = 256 * KIB  # a 64k-token context in English is about this
 TOKEN_FRAME_BYTES_MAX = 4 * KIB
 ENTRIES_BYTES_MAX = 256 * KIB  # one answer of `sync`: also the size of a blob chunk

@@ -472,7 +472,7 @@ class Receipt(Entry, frozen=True, kw_only=True):
     """
 
     kind = "receipt"
-    bytes_max = limits.MARKET_BYTES_MAX
+    bytes_max = limits.RECEIPT_BYTES_MAX
     log = "bilateral"
 
     award: Hash
@@ -497,10 +497,10 @@ class Countersignature(Entry, frozen=True, kw_only=True):
     """The payer agrees. It carries the receipt itself, so that one entry proves the whole payment to anybody."""
 
     kind = "countersignature"
-    bytes_max = 2 * limits.MARKET_BYTES_MAX
+    bytes_max = limits.MARKET_BYTES_MAX
     log = "bilateral"
 
-    receipt: Annotated[bytes, Meta(max_length=limits.MARKET_BYTES_MAX)]
+    receipt: Annotated[bytes, Meta(max_length=limits.RECEIPT_BYTES_MAX)]
 
 
 class SettlementWanted(Message, frozen=True, kw_only=True):

@@ -18,7 +18,14 @@ from node.logbook import Logbook
 from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed
-from protocol.errors import AgoraError, MeshError, NotAuthorised, RemoteProtocolError, Replayed
+from protocol.errors import (
+    AgoraError,
+    LocalProtocolError,
+    MeshError,
+    NotAuthorised,
+    RemoteProtocolError,
+    Replayed,
+)
 from protocol.identity import PeerId
 from protocol.mesh import Mesh, Stream
 from protocol.messages import Advert, Adverts, AdvertsWanted
@@ -63,8 +70,16 @@ class Advertiser:
         """Our advert as of now, sealed; the same bytes for 10 s."""
         now_ms = self._clock.utc_ms()
         if self._own is None or now_ms - self._own.time_ms >= limits.ADVERT_INTERVAL_MIN_S * 1000:
-            self._own = self._wire.seal(self._describe(), ttl_ms=int(limits.ADVERT_TTL_S * 1000))
+            self._own = self._sealed(self._describe())
         return self._own
+
+    def _sealed(self, advert: Advert) -> Sealed[Advert]:
+        """Seal an advert; what does not fit into 2 KiB is left out: addresses (hellos carry them), then models."""
+        try:
+            return self._wire.seal(advert, ttl_ms=int(limits.ADVERT_TTL_S * 1000))
+        except LocalProtocolError:
+            shorter = {"addresses": ()} if advert.addresses else {"models": advert.models[:-1]}
+            return self._sealed(msgspec.structs.replace(advert, **shorter))
 
     def refresh(self) -> None:
         """Something worth telling has changed (a model was added): advertise as soon as the rate allows."""

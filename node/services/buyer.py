@@ -22,7 +22,7 @@ from marketplace.auction import NoSale
 from marketplace.budget import Budget, check_budget
 from marketplace.choosing import Candidate, best
 from marketplace.lease import Leases, Session
-from marketplace.pricing import Prices, lease_hold_micro, reserve_micro
+from marketplace.pricing import Prices, estimated_tokens, lease_hold_micro, reserve_micro
 from marketplace.punctuality import Punctuality
 from marketplace.reputation import Reputation
 from node.chat import (
@@ -48,11 +48,11 @@ from node.services.reception import End, Ending, receive_tokens
 from node.services.settlement import CLAIM_WINDOW_S, Settlement
 from node.wire import Wire
 from protocol import limits
-from protocol.envelope import Sealed
-from protocol.errors import AgoraError, MeshError, RemoteProtocolError
+from protocol.envelope import Sealed, narrow
+from protocol.errors import AgoraError, MeshError, RemoteProtocolError, StreamBroken
 from protocol.identity import PeerId
 from protocol.mesh import Mesh, Stream
-from protocol.messages import NO_HASH, Accept, Award, Privacy, Request, SamplingTerms, Turn, Work
+from protocol.messages import NO_HASH, Accept, Award, Decline, Privacy, Request, SamplingTerms, Turn, Work
 from protocol.topics import JOB
 from runtime.engine import (
     BadTemplate,
@@ -71,8 +71,6 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
 
 EVENTS_WAITING_MAX = 256  # a client slower than its seller fills this, and then slows the seller down
 ACCEPT_TIMEOUT_S = 2.0
-PROMPT_BYTES_PER_TOKEN = 3  # an estimate that errs to the dear side for English: 4 is common
-TURN_TOKENS = 8  # what a template puts around each turn
 
 
 @dataclass(frozen=True)
@@ -339,6 +337,7 @@ class Buyer:
         if has_session:
             hold = lease_hold_micro(sale.total_micro, spendable_micro=self._spendable_micro())
         self._check_budget(job, hold)
+        held = self._hold(job, attempt, hold)
         bid = sale.bid.message
         award = await self._logbook.write(
             Award,
@@ -358,6 +357,7 @@ class Buyer:
                 session=request.session,
             ),
         )
+        self._logbook.ledger.void(held)  # the award itself holds from here on
         attempt.award = award
         attempt.work = self._work(job, attempt, award)
         now = self._clock.now()
@@ -369,8 +369,11 @@ class Buyer:
         with trio.fail_after(ACCEPT_TIMEOUT_S):
             await sale.stream.send(award.raw)
             await self._wire.send(sale.stream, attempt.work)
-            accept = await self._wire.receive(sale.stream, Accept)
-        if accept.message.award != award.id:
+            answer = await self._wire.receive(sale.stream, Accept, Decline)
+        if isinstance(answer.message, Decline):
+            raise StreamBroken(f"declined the award ({answer.message.reason}): {answer.message.detail}")
+        accept = narrow(answer, Accept)
+        if accept is None or accept.message.award != award.id:
             raise RemoteProtocolError(f"seller {sale.seller} accepts another award")
         return Purchase(sale.seller, award, sale.stream, is_lease=False)
 
@@ -562,6 +565,20 @@ class Buyer:
         line = self._logbook.assembly.member(self._logbook.me).credit_line_micro
         return self._logbook.ledger.spendable_micro(self._logbook.me, line)
 
+    def _hold(self, job: Job, attempt: Attempt, hold_micro: int) -> bytes:
+        """Set the credit aside while the award is being written: two jobs at once must not spend it twice.
+
+        Raises:
+            Unsold: it is not there.
+        """
+        me = self._logbook.me
+        key = job.job_id + bytes([attempt.number])
+        line = self._logbook.assembly.member(me).credit_line_micro
+        refused = self._logbook.ledger.hold(key, me, hold_micro, credit_line_micro=line)
+        if refused is not None:
+            raise Unsold(f"not enough credit: {refused.detail}", (DeclineView(me, "credit", refused.detail),))
+        return key
+
     def _check_budget(self, job: Job, hold_micro: int) -> None:
         """Keep the owner's own limits.
 
@@ -632,9 +649,8 @@ def turns_of(request: ChatRequest) -> tuple[Turn, ...]:
 
 
 def _estimated_tokens(job: Job) -> int:
-    """Prompt tokens, guessed without the tokenizer, and the received ones that are read again."""
-    text = sum(len(message.content.encode()) for message in job.request.messages)
-    return text // PROMPT_BYTES_PER_TOKEN + TURN_TOKENS * (len(job.request.messages) + 1) + len(job.ids)
+    """Prompt tokens, and the received ones that are read again."""
+    return estimated_tokens(turns_of(job.request)) + len(job.ids)
 
 
 def _declines(job: Job) -> tuple[DeclineView, ...]:

@@ -19,6 +19,7 @@ from marketplace.bidding import SellerState, SellerTerms, quote
 from marketplace.exposure import Exposure
 from marketplace.fence import Fence
 from marketplace.lease import Leases, may_work
+from marketplace.pricing import Prices, estimated_tokens
 from node.clock import Clock
 from node.journal import Journal
 from node.logbook import Logbook
@@ -213,6 +214,10 @@ class Seller:
                 award = await self._wire.receive(stream, Award)
                 self._check_award(award, request, bid)
                 work = await self._wire.receive(stream, Work)
+                if refusal := self._second_thoughts(award, request):
+                    await self._wire.send(stream, refusal)
+                    self._journal.write("award_declined", job=job, buyer=buyer, reason=refusal.reason)
+                    return None
                 await self._accept(stream, award)
                 return award, work
         except MeshError:
@@ -231,6 +236,22 @@ class Seller:
         )
         if not agreed:
             raise RemoteProtocolError(f"award of {award.sender} is not what was asked and bid")
+
+    def _second_thoughts(self, award: Sealed[Award], request: Sealed[Request]) -> Decline | None:
+        """What has changed since the bid: it promised a price, not a slot, and a lease holds more than was asked."""
+        again = self.quote(request)
+        if isinstance(again, Decline) and again.reason != "price":  # the price is agreed, whatever it is now
+            return again
+        if self._logbook.ledger.accept(award.id) is not None:
+            # Replayed past a restart: a second accept of one award would be evidence against ourselves.
+            return Decline(request=request.id, reason="busy", detail="the award was accepted before")
+        buyer, hold = award.sender, award.message.hold_micro
+        line = self._logbook.assembly.member(buyer).credit_line_micro
+        spendable = self._logbook.ledger.spendable_micro(buyer, line)
+        if hold > spendable:
+            detail = f"{hold} held by the award, {spendable} spendable"
+            return Decline(request=request.id, reason="credit", detail=detail)
+        return None
 
     async def _accept(self, stream: Stream, award: Sealed[Award]) -> None:
         terms = award.message
@@ -254,13 +275,15 @@ class Seller:
 
     async def _work(self, stream: Stream, award: Sealed[Award], work: Work) -> None:
         now, ledger = self._clock.now(), self._logbook.ledger
-        total = work.completion_tokens_max * award.message.completion_micro
+        prices = Prices(award.message.prompt_micro, award.message.completion_micro)
+        new_tokens = max(0, work.completion_tokens_max - len(work.received))
+        total = min(prices.total_micro(estimated_tokens(work.turns), new_tokens), award.message.hold_micro)
         refused = may_work(
             work,
             stream.peer_id,
             leases=self._leases,
             fence=self._fence,
-            total_micro=min(total, award.message.hold_micro),
+            total_micro=total,
             chargeable_micro=ledger.chargeable_micro(award.id),
             now=now,
         )
@@ -316,6 +339,8 @@ class Seller:
                         first = len(work.received) + len(delivery.ids)
                         await stream.send(encode(TokensFrame(first=first, ids=ids, text=text)))
                         delivery.add(ids, self._clock.now())
+                        # noted as it goes out: many streams of one buyer must not pass the cap together
+                        self._exposure.owe(stream.peer_id, work.job_id, work.attempt, delivery.amount_micro)
                     case Progress(phase, done, total):
                         delivery.prompt_tokens = total
                         await stream.send(encode(ProgressFrame(phase=phase.value, done=done, total=total)))
@@ -341,8 +366,6 @@ class Seller:
     async def _conclude(self, stream: Stream, run: _Run) -> None:
         """Say how it ended, and settle it."""
         delivery, work = run.delivery, run.delivery.work
-        if delivery.ids:
-            self._exposure.owe(stream.peer_id, work.job_id, work.attempt, delivery.amount_micro)
         ids = {"job": work.job_id.hex(), "attempt": work.attempt, "buyer": stream.peer_id}
         if run.is_broken:
             self._journal.write("delivery_broken", **ids, tokens=len(delivery.ids))

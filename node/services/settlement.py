@@ -51,6 +51,7 @@ CLAIM_PAUSES_S = (1.0, 5.0, 30.0, 120.0)  # then it is written off: the exposure
 CLAIM_TIMEOUT_S = 10.0
 CLAIM_WINDOW_S = 180.0  # how long a buyer keeps the hold of a failed attempt for its seller's claim
 RECEIPT_TIMEOUT_S = 10.0
+VOID_IDLE_INTERVAL_S = 600.0
 
 
 @dataclass
@@ -124,7 +125,9 @@ class Settlement:
                 terms = receipt.message
                 wanted = SettlementWanted(award=terms.award, job_id=terms.job_id, attempt=terms.attempt)
                 self._follow_up(_Claim(PeerId(terms.payer), wanted, receipt=receipt))
-            await trio.sleep_forever()
+            while True:
+                self._logbook.ledger.void_idle(self._clock.utc_ms())
+                await trio.sleep(VOID_IDLE_INTERVAL_S)
 
     def note_head(self, head: Head) -> None:
         """A buyer's log goes on behind what we know of it: ask for the rest, since we are about to extend it credit."""

@@ -5,11 +5,13 @@ peer for the entries after the ones we have. Bilateral logs are asked for one au
 extend that author credit, and only from the author itself or about oneself.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from marketplace.assembly.assembly import open_entry
+from node.clock import MembersTime
 from node.journal import Journal
 from node.logbook import Logbook
 from node.wire import Wire
@@ -19,6 +21,7 @@ from protocol.errors import (
     AgoraError,
     BrokenLog,
     Equivocation,
+    Expired,
     NotAuthorised,
     RemoteProtocolError,
 )
@@ -32,12 +35,17 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
 
 PULL_TIMEOUT_S = 20.0
 PULLS_WAITING_MAX = 64
+# What an honest peer may hand on: not its fault, though the entry is not taken (yet).
+AUTHORS_FAULT = (BrokenLog, Equivocation, NotAuthorised, Expired)
 
 
 class Sync:
     """Answers for entries, asks for missing ones, and takes part in the assembly's topic."""
 
-    def __init__(self, mesh: Mesh, wire: Wire, logbook: Logbook, journal: Journal) -> None:
+    def __init__(
+        self, mesh: Mesh, wire: Wire, members_time: MembersTime, logbook: Logbook, journal: Journal
+    ) -> None:
+        self._members_time = members_time
         self._mesh = mesh
         self._wire = wire
         self._logbook = logbook
@@ -49,10 +57,12 @@ class Sync:
         mesh.subscribe(ASSEMBLY, self._validate, self._hear)
 
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
-        """Pull what `want` asked for, one log after the other."""
-        task_status.started()
-        async for peer_id, author, log in self._wanted:
-            await self.pull(peer_id, author, log)
+        """Pull what `want` asked for, one log after the other; accuse who contradicts itself."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._bring_evidence)
+            task_status.started()
+            async for peer_id, author, log in self._wanted:
+                await self.pull(peer_id, author, log)
 
     async def announce(self, entry: Sealed[Entry]) -> None:
         """Gossip an assembly entry that we have just written."""
@@ -86,7 +96,8 @@ class Sync:
                 finally:
                     stream.abort()
         except RemoteProtocolError as error:
-            self._mesh.charge(peer_id, error.offence)
+            if not isinstance(error, AUTHORS_FAULT):
+                self._mesh.charge(peer_id, error.offence)
             self._journal.write("sync_failed", peer=peer_id, author=author, log=log, reason=str(error))
         except (AgoraError, trio.TooSlowError) as error:
             self._journal.write(
@@ -103,11 +114,12 @@ class Sync:
             RemoteProtocolError: one of them does not hold; what came before it is kept.
         """
         entries = [open_entry(raw, self._wire.mesh_id) for raw in raws]
-        try:
-            taken = await self._logbook.take(entries)
-        except Equivocation as proof:
-            await self._bring_evidence(proof)
-            raise
+        latest_ms = self._members_time.utc_ms() + int(limits.LIVE_WINDOW_S * 1000)
+        for entry in entries:
+            if entry.time_ms > latest_ms:
+                # The newest card of a name holds: one dated next year would hold for a year.
+                raise Expired(f"{entry.message.kind} of {entry.sender} is dated in the future")
+        taken = await self._logbook.take(entries)
         await self.drop_barred()
         return taken
 
@@ -118,14 +130,20 @@ class Sync:
                 self._journal.write("barred_peer_dropped", peer=peer_id)
                 await self._mesh.disconnect(peer_id)
 
-    async def _bring_evidence(self, proof: Equivocation) -> None:
-        """Tell every member: two envelopes of one key that cannot both be honest."""
-        self._journal.write("equivocation_found", reason=str(proof))
-        entry = await self._logbook.write(
-            Evidence,
-            lambda index, prev: Evidence(index=index, prev=prev, first=proof.first, second=proof.second),
-        )
-        await self.announce(entry)
+    async def _bring_evidence(self) -> None:
+        """Tell every member of two envelopes of one key that cannot both be honest."""
+        async for accusation in self._logbook.accusations:
+            if self._logbook.assembly.is_barred(accusation.accused) or accusation.accused == self._logbook.me:
+                continue
+            first, second = accusation.first, accusation.second
+            try:
+                entry = await self._logbook.write(Evidence, partial(_place_evidence, first, second))
+            except AgoraError as error:
+                self._journal.write("evidence_not_written", accused=accusation.accused, reason=str(error))
+                continue
+            self._journal.write("evidence_brought", accused=accusation.accused)
+            await self.announce(entry)
+            await self.drop_barred()
 
     def _validate(self, data: bytes, _delivered_by: PeerId) -> Verdict:
         """Gossip is forwarded only after its signature, mesh and author hold; a gap is nobody's fault."""
@@ -145,6 +163,8 @@ class Sync:
                 self._journal.write("entry_heard", kind=type(entry.message).kind, author=entry.sender)
         except BrokenLog:
             self.want(delivered_by, entry.sender, "assembly")
+        except AUTHORS_FAULT as error:
+            self._journal.write("entry_not_taken", author=entry.sender, reason=str(error))
 
     async def _answer(self, stream: Stream) -> None:
         wanted = (await self._wire.receive(stream, EntriesWanted)).message
@@ -171,3 +191,7 @@ class Sync:
         if batch:
             await self._wire.send(stream, Entries(entries=tuple(batch)))
         await self._wire.send(stream, Entries(entries=()))
+
+
+def _place_evidence(first: bytes, second: bytes, index: int, prev: bytes) -> Evidence:
+    return Evidence(index=index, prev=prev, first=first, second=second)
