@@ -1,5 +1,7 @@
 """The two applications: the gateway on TCP, which asks for a key, and the admin socket, which has more verbs."""
 
+from typing import Any
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -14,6 +16,8 @@ from node.gateway.ports import AdminPort, KeyChecker, NodePort
 from node.gateway.sessions import Sessions
 from protocol.errors import AgoraError
 
+# newer releases of FastAPI report requests and errors wherever the environment says: nothing of ours leaves this device
+_NO_TELEMETRY: Any = dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False)
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -35,7 +39,9 @@ def admin_app(node: AdminPort, bounds: Bounds | None = None) -> App:
 
 def _routes(node: NodePort, bounds: Bounds) -> FastAPI:
     # FastAPI's own /docs page loads scripts from elsewhere, so there is none
-    app = FastAPI(title="Agora", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="Agora", docs_url=None, redoc_url=None, redirect_slashes=False, telemetry=_NO_TELEMETRY
+    )
     app.include_router(openai.router(node, openai.Chats(node, bounds, Sessions())))
     app.include_router(mesh_api.router(node, bounds))
 

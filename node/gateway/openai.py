@@ -76,6 +76,7 @@ class Chats:
 
     async def _answer(self, call: ChatCall, key_id: str, send: Send) -> None:
         started: ChatStarted | None = None
+        finished: ChatFinished | None = None
         texts: list[str] = []
         with self._places.take():
             async with aclosing(self._node.chat(call.request)) as events:
@@ -87,8 +88,8 @@ class Chats:
                             texts.append(event.text)
                         case ChatFinished():
                             finished = event
-        if started is None:
-            raise LocalProtocolError("the node answered a chat that it did not start")
+        if started is None or finished is None:
+            raise LocalProtocolError("the node left a chat without its start or its end")
         text = "".join(texts)
         self._remember(call, key_id, text)
         content = answers.completion(started, finished, text, int(self._wall_clock()))
@@ -125,6 +126,8 @@ class Chats:
                         usage = chunks.usage(event) if call.wants_usage else b""
                         self._remember(call, key_id, "".join(texts))
                         await writer.end(lead + chunks.last(event) + usage + answers.DONE)
+                        return
+        raise LocalProtocolError("the node left a chat without its start or its end")
 
     def _told(self, error: Exception) -> HttpError:
         try:
