@@ -109,6 +109,7 @@ class Chats:
 
     async def _write_chunks(self, call: ChatCall, key_id: str, writer: Writer) -> None:
         chunks: answers.Chunks | None = None
+        finished: ChatFinished | None = None
         lead = b""  # what the next piece starts with
         texts: list[str] = []
         async with aclosing(self._node.chat(call.request)) as events:
@@ -122,12 +123,14 @@ class Chats:
                         await writer.write(lead + chunks.delta(event.text))
                         lead = b""
                         texts.append(event.text)
-                    case ChatFinished() if chunks is not None:
-                        usage = chunks.usage(event) if call.wants_usage else b""
-                        self._remember(call, key_id, "".join(texts))
-                        await writer.end(lead + chunks.last(event) + usage + answers.DONE)
-                        return
-        raise LocalProtocolError("the node left a chat without its start or its end")
+                    case ChatFinished():
+                        finished = event
+        # only now: the server takes the end of the answer for the end of the request, and would cut off a settlement
+        if chunks is None or finished is None:
+            raise LocalProtocolError("the node left a chat without its start or its end")
+        self._remember(call, key_id, "".join(texts))
+        usage = chunks.usage(finished) if call.wants_usage else b""
+        await writer.end(lead + chunks.last(finished) + usage + answers.DONE)
 
     def _told(self, error: Exception) -> HttpError:
         try:

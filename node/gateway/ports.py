@@ -36,6 +36,8 @@ class NodePort(Protocol):
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Yield `ChatStarted`, `ChatDelta`s and `ChatFinished`. Closing the generator cancels the job.
 
+        The client is told of the end once the generator has ended: what a finished job shows is to be there by then.
+
         Raises:
             ChatError: one of its kinds, at the first iteration or later.
         """

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
+import trio.testing
 
 from node.chat import BadPrompt, ChatDelta, ChatError, DeclineView, Unsold
 from node.gateway.bounds import Bounds
@@ -78,6 +79,23 @@ async def test_usage_comes_in_a_last_chunk_when_it_is_asked_for(client: httpx.As
     assert last["choices"] == []
     assert last["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
     assert all(each["usage"] is None for each in others)
+
+
+async def test_the_end_of_a_stream_waits_for_what_the_node_has_to_settle(url: str, node: FakeNode) -> None:
+    """Whoever has read `[DONE]` finds the job's price and receipt; and leaving then cuts nothing off."""
+    gate = trio.Event()
+    node.script = [*HELLO, gate]
+
+    async with connect(url) as raw:
+        await raw.post(CHAT, body(stream=True))
+        before = await raw.until("“you”".encode())
+        await trio.testing.wait_all_tasks_blocked()
+        assert not node.chat_closed.is_set()
+        gate.set()
+        after = await raw.until(b"[DONE]")
+
+    assert b'finish_reason":"stop' not in before
+    assert b'finish_reason":"stop' in after
 
 
 async def test_a_second_seller_does_not_show_in_the_stream(client: httpx.AsyncClient, node: FakeNode) -> None:
