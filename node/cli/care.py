@@ -86,7 +86,7 @@ def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
             ]
         )
     else:
-        shown = table("", "what", "found", "what to do")
+        shown = table("", "what", "found", "what to do", fold=("found", "what to do"))
         marks = {
             Verdict.OK: Text("ok", "green"),
             Verdict.WARN: Text("look", "yellow"),

@@ -3,7 +3,7 @@
 import secrets
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -13,6 +13,11 @@ from node.cli.show import credit, err, milliseconds, printable, short
 from node.errors import StartError
 from protocol.errors import AgoraError
 
+if TYPE_CHECKING:
+    from node.admin_client import AdminClient
+
+SETTLE_TIMEOUT_S = 1.0
+SETTLE_POLL_S = 0.02
 FAREWELLS = {"/exit", "/quit"}
 
 
@@ -103,20 +108,34 @@ class Conversation:
             sys.stdout.write(printable(text, keep="\n\t"))
             sys.stdout.flush()
 
+        async def converse(admin: "AdminClient") -> dict[str, Any]:
+            return await _settled(admin, await admin.chat(body, headers, tell))
+
         headers = {"X-Agora-Privacy": self._privacy, "X-Agora-Session": self._session}
         try:
-            job = ask(self._home, lambda admin: admin.chat(body, headers, tell))
+            job = ask(self._home, converse)
         finally:
             sys.stdout.write("\n" if texts else "")
         self._turns = [*turns, {"role": "assistant", "content": "".join(texts)}]
         err.print(footer(job))
 
 
+async def _settled(admin: "AdminClient", job: dict[str, Any]) -> dict[str, Any]:
+    """Return the job once its receipt is signed: a moment after the last token, which did not wait for it."""
+    import trio
+
+    with trio.move_on_after(SETTLE_TIMEOUT_S):
+        while job["state"] == "running":
+            await trio.sleep(SETTLE_POLL_S)
+            job = await admin.job(job["job_id"])
+    return job
+
+
 def footer(job: dict[str, Any]) -> Text:
     """Return the line below an answer."""
     parts = [
         f"{short(job['seller'])}" if job["seller"] else "this device",
-        f"{credit(job['price_micro'])} credits",
+        f"{credit(job['price_micro'])} credits" if job["state"] != "running" else "not yet paid",
         f"first token {milliseconds(job['ttft_s'])}",
         f"{job['tokens_per_s']:,.0f} tok/s" if job["tokens_per_s"] else "",
         f"job {job['job_id'][:8]}",

@@ -61,7 +61,7 @@ def listing(home: HomeOption = None, as_json: JsonOption = False) -> None:
             ]
         )
         return
-    shown = table("id", "name", "created", "ends in")
+    shown = table("id", "name", "created", "ends in", fold=("name",))
     for key in known:
         shown.add_row(key.id, cell(key.name), key.created, f"…{key.last_four}")
     out.print(shown if known else "no API keys; run 'agora keys create'")

@@ -6,7 +6,7 @@ import typer
 from rich.text import Text
 
 from node.cli.options import HomeOption, JsonOption
-from node.cli.show import cell, clock, credit, milliseconds, out, pairs, print_json, short, table
+from node.cli.show import cell, clock, credit, milliseconds, out, pairs, print_json, short, short_clock, table
 
 jobs_group = typer.Typer()
 
@@ -28,17 +28,16 @@ def jobs(context: typer.Context, home: HomeOption = None, as_json: JsonOption = 
         print_json(found)
         return
     shown = table(
-        "job", "at", "state", "model", "seller", "attempt", "price", "tokens", "first token", "tok/s",
-        right=("attempt", "price", "tokens", "first token", "tok/s"),
+        "job", "at", "state", "model", "seller", "price", "tokens", "ttft", "tok/s",
+        right=("price", "tokens", "ttft", "tok/s"), fold=("model",),
     )  # fmt: skip
     for job in found:
         shown.add_row(
             short(job["job_id"]),
-            clock(job["started_at"]),
+            short_clock(job["started_at"]),
             Text(job["state"], STATE_STYLES.get(job["state"], "")),
             cell(job["model"]),
             cell(short(job["seller"]) if job["seller"] else "–"),
-            str(job["attempt"]),
             credit(job["price_micro"]),
             f"{job['prompt_tokens']}+{job['completion_tokens']}",
             milliseconds(job["ttft_s"]),
@@ -84,7 +83,7 @@ def story(job: dict[str, Any]) -> list[Any]:
                 "tokens": f"{job['prompt_tokens']} prompt + {job['completion_tokens']} completion",
                 "speed": f"first token {milliseconds(job['ttft_s'])}{speed}",
                 "price": f"{credit(job['price_micro'])} credits",
-                "receipts": " ".join(receipt[:16] for receipt in job["receipts"]) or "none yet",
+                "receipts": " ".join(receipt[:8] for receipt in job["receipts"]) or "none yet",
             }
         ),
     ]
@@ -148,7 +147,7 @@ def ledger(home: HomeOption = None, as_json: JsonOption = False) -> None:
             {
                 "account": found["account"],
                 "balance": f"{credit(found['balance_micro'])} credits",
-                "held": f"{credit(found['held_micro'])} for running jobs",
+                "held": f"{credit(found['held_micro'])} for running jobs and open sessions",
                 "credit line": f"{credit(found['credit_line_micro'])}",
             }
         )
@@ -162,13 +161,13 @@ def ledger(home: HomeOption = None, as_json: JsonOption = False) -> None:
     )
     out.print(accounts)
     receipts = table(
-        "receipt", "at", "job", "attempt", "payer", "payee", "tokens", "amount",
-        title="Receipts, signed by both", right=("attempt", "tokens", "amount"),
+        "receipt", "at", "job", "try", "payer", "payee", "tokens", "amount",
+        title="Receipts, signed by both", right=("try", "tokens", "amount"),
     )  # fmt: skip
     for receipt in found["receipts"]:
         receipts.add_row(
-            receipt["receipt_id"][:16],
-            clock(receipt["at"]),
+            short(receipt["receipt_id"]),
+            short_clock(receipt["at"]),
             short(receipt["job_id"]),
             str(receipt["attempt"]),
             short(receipt["payer"]),

@@ -66,8 +66,8 @@ def peers(home: HomeOption = None, as_json: JsonOption = False) -> None:
         print_json(found)
         return
     shown = table(
-        "peer", "owner", "state", "models", "slots", "µ/token", "tok/s", "round trip", "seen", "device",
-        right=("slots", "µ/token", "tok/s", "round trip"),
+        "peer", "owner", "state", "models", "slots", "µ/token", "tok/s", "rtt", "seen",
+        right=("slots", "µ/token", "tok/s", "rtt"), fold=("owner", "models"),
     )  # fmt: skip
     for peer in found:
         round_trip_ms = peer["round_trip_ms"]
@@ -80,20 +80,17 @@ def peers(home: HomeOption = None, as_json: JsonOption = False) -> None:
             f"{peer['prompt_micro']}+{peer['completion_micro']}",
             f"{peer['tokens_per_s']:,.0f}" if peer["tokens_per_s"] else "–",
             "–" if round_trip_ms is None else f"{round_trip_ms:.1f} ms",
-            f"{ago(peer['seen_s_ago'])} ago" if peer["seen_s_ago"] is not None else "never",
-            cell(device_line(peer["device"]) if peer["device"] else "–"),
+            ago(peer["seen_s_ago"]),
         )
     out.print(shown if found else "no peers yet; run 'agora invite' to admit one")
 
 
 def _engine_line(engine: dict[str, Any]) -> str:
-    words = [str(engine.get("state", "none"))]
-    if engine.get("sandbox"):
-        words.append(f"sandbox {engine['sandbox']}")
-    if engine.get("slots"):
-        words.append(f"{engine.get('slots_free', 0)} of {engine['slots']} slots free")
-    if engine.get("message"):
-        words.append(str(engine["message"]))
+    if not engine:
+        return "none running, as no model is here"
+    words = [f"{engine['slots_free']} of {engine['slots']} slots free", f"sandbox {engine['sandbox']}"]
+    if engine["tokens_per_s"]:
+        words.append(f"{engine['tokens_per_s']:,.0f} tok/s")
     return ", ".join(words)
 
 

@@ -25,7 +25,17 @@ def listing(home: HomeOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(found)
         return
-    shown = table("model", "digest", "kind", "context", "holders", "here", "published", right=("context",))
+    shown = table(
+        "model",
+        "digest",
+        "kind",
+        "context",
+        "holders",
+        "here",
+        "published",
+        right=("context",),
+        fold=("model", "holders"),
+    )
     for model in found:
         shown.add_row(
             cell(model["id"], "bold"),

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+FOLD_WIDTH_MIN = 8  # characters; a terminal too narrow for its table cuts the others
 MICRO = 1_000_000  # micro-credits in a credit
 
 out = Console(highlight=False)
@@ -31,16 +32,19 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def table(*columns: str, title: str = "", right: Iterable[str] = ()) -> Table:
-    """Return an empty table; the columns named in `right` hold figures."""
+def table(*columns: str, title: str = "", right: Iterable[str] = (), fold: Iterable[str] = ()) -> Table:
+    """Return an empty table; the columns named in `right` hold figures, those in `fold` text of any length."""
     made = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    figures = set(right)
+    figures, folding = set(right), set(fold)
     for column in columns:
+        justify: JustifyMethod = "right" if column in figures else "left"
+        is_folding = column in folding
         made.add_column(
             column,
-            justify="right" if column in figures else "left",
+            justify=justify,
             header_style="dim",
-            no_wrap=column in figures,
+            no_wrap=not is_folding,
+            min_width=FOLD_WIDTH_MIN if is_folding else None,
             overflow="fold",
         )
     return made
@@ -82,7 +86,18 @@ def milliseconds(seconds: float | None) -> str:
 
 def clock(unix_s: float) -> str:
     """Return a moment in this machine's time zone."""
-    return datetime.fromtimestamp(unix_s, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return _local(unix_s).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def short_clock(unix_s: float) -> str:
+    """Return a moment of today as its time, another one as its day."""
+    moment = _local(unix_s)
+    is_today = moment.date() == datetime.now(UTC).astimezone().date()
+    return moment.strftime("%H:%M:%S" if is_today else "%Y-%m-%d")
+
+
+def _local(unix_s: float) -> datetime:
+    return datetime.fromtimestamp(unix_s, UTC).astimezone()
 
 
 def ago(seconds: float | None) -> str:

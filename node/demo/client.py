@@ -50,14 +50,22 @@ class Client:
         self._http = httpx.Client(base_url=gateway, headers=headers, timeout=TIMEOUT_S, trust_env=False)
 
     @contextmanager
-    def ask(self, model: str, question: str, *, privacy: str) -> Iterator[Answer]:
-        """Stream the answer to one question.
+    def ask(
+        self, model: str, question: str, *, session: str, tokens_max: int | None = None
+    ) -> Iterator[Answer]:
+        """Stream the answer to one question, which any member may read.
 
         Raises:
             DemoFailed: the gateway refuses.
         """
-        body = {"model": model, "stream": True, "messages": [{"role": "user", "content": question}]}
-        headers = {"X-Agora-Privacy": privacy}
+        body: dict[str, Any] = {
+            "model": model,
+            "stream": True,
+            "messages": [{"role": "user", "content": question}],
+        }
+        if tokens_max is not None:
+            body["max_tokens"] = tokens_max
+        headers = {"X-Agora-Privacy": "mesh", "X-Agora-Session": session}
         with self._http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
             if response.status_code != httpx.codes.OK:
                 response.read()
@@ -73,6 +81,11 @@ class Client:
             raise DemoFailed("the gateway answered a request that it had to refuse")
         error: dict[str, Any] = response.json()["error"]
         return {"status": response.status_code, **error}
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return the story of a job."""
+        job: dict[str, Any] = self.get(f"/api/jobs/{job_id}")
+        return job
 
     def get(self, path: str) -> Any:
         """Return a listing of the mesh's API."""

@@ -56,6 +56,7 @@ class Daemon:
         self.home = home
         self.peer_id = ""
         self.gateway = ""
+        self.listen = ""
         self._log_path = home.with_suffix(".log")
         self._process: subprocess.Popen[str] | None = None
 
@@ -91,7 +92,7 @@ class Daemon:
             how = "not ready in time" if status is None else f"ended with status {status}"
             raise DemoFailed(f"{self.name}'s daemon {how}, expected a ready line", self.log())
         ready = json.loads(line)
-        self.peer_id, self.gateway = ready["peer_id"], ready["gateway"]
+        self.peer_id, self.gateway, self.listen = ready["peer_id"], ready["gateway"], ready["listen"][0]
 
     def kill(self) -> None:
         """End it as a power cut would."""
@@ -99,12 +100,23 @@ class Daemon:
         self._process.kill()
         self._forget()
 
+    def freeze(self) -> None:
+        """Make it silent, as a suspended laptop is: nothing is closed, nothing is answered."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen one go on; harmless for any other."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """Ask it to end, and see that it does; nothing to do for one that does not run."""
         if self._process is None:
             return
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
+            self.thaw()  # a frozen one would hear nothing
             try:
                 self._process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:

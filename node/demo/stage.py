@@ -12,7 +12,7 @@ from rich.text import Text
 from node.cli.show import cell, credit, milliseconds, printable
 
 LABEL_WIDTH = 10
-WIDTH_MAX = 110
+WIDTH_MAX = 100
 
 
 class Stage:
@@ -23,32 +23,51 @@ class Stage:
         self.console.width = min(self.console.width, WIDTH_MAX)
         self.names: dict[str, str] = {}
         self._column = 0
+        self._is_remarked = False  # a remark stands right above what it is about
 
     def name(self, peer_id: str) -> str:
         """Return the name of a device."""
         return self.names.get(peer_id, f"…{peer_id[-8:]}")
+
+    def text(self, *lines: str | Text) -> None:
+        """Print lines that stand by themselves."""
+        for line in lines:
+            self.console.print(line, soft_wrap=True)
 
     def heading(self, text: str) -> None:
         """Begin a part."""
         self.console.print()
         self.console.rule(Text(text, "bold"), align="left", style="dim")
 
+    def remark(self, text: str) -> None:
+        """Say what comes next."""
+        self.text("", Text(f"  # {text}", "italic dim"))
+        self._is_remarked = True
+
+    def question(self, text: str) -> None:
+        """Show what the client asks."""
+        if not self._is_remarked:
+            self.text("")
+        self._is_remarked = False
+        self.line("question", (text, "bold cyan"))
+
     def line(self, label: str, *parts: str | tuple[str, str] | Text) -> None:
         """Print one line under a label."""
-        self.console.print(Text.assemble((f"  {label:<{LABEL_WIDTH}}", "dim"), *parts))
+        self.text(Text.assemble((f"  {label:<{LABEL_WIDTH}}", "dim"), *parts))
 
-    def auction(self, attempt: Mapping[str, Any]) -> None:
+    def attempt(self, attempt: Mapping[str, Any]) -> None:
         """Show who was asked, and what each of them said."""
-        asked = ", ".join(self.name(peer) for peer in attempt["asked"])
-        decided = f"   decided after {attempt['auction_ms']:.0f} ms"
-        self.line("asked", asked, (decided, "dim"))
+        if attempt["is_lease"]:
+            self.line("lease", f"{self.name(attempt['seller'])} has the session: no auction")
+            return
+        asked = " and ".join(self.name(peer) for peer in attempt["asked"])
+        self.line("asked", asked, (f"   decided after {attempt['auction_ms']:.0f} ms", "dim"))
         for bid in sorted(attempt["bids"], key=lambda bid: float(bid["after_ms"])):
-            speed = f", {bid['tokens_per_s']:,.0f} tok/s" if bid["tokens_per_s"] else ""
             self.line(
                 "bid",
                 (f"{self.name(bid['peer_id']):<5}", "bold"),
-                f" {credit(bid['total_micro'])} at most, {bid['completion_micro']} µ a token",
-                (f"   first token in {bid['ttft_ms']} ms{speed}; said after {bid['after_ms']:.0f} ms", "dim"),
+                f" {bid['completion_micro']} µ a token, {credit(bid['total_micro'])} credits at most",
+                (f"   after {bid['after_ms']:.0f} ms", "dim"),
                 ("   wins" if bid["is_winner"] else "", "bold green"),
             )
         self.declines(attempt["declines"])
@@ -56,7 +75,7 @@ class Stage:
     def declines(self, declines: Sequence[Mapping[str, str]]) -> None:
         """Show who said no, and why."""
         for decline in declines:
-            detail = f": {decline['detail']}" if decline["detail"] else ""
+            detail = f": {self._named(decline['detail'])}" if decline["detail"] else ""
             self.line(
                 "decline",
                 (f"{self.name(decline['peer_id']):<5}", "bold"),
@@ -67,6 +86,8 @@ class Stage:
     def say(self, text: str) -> None:
         """Print a piece of an answer at once, wrapped under its label; what a terminal would obey is made harmless."""
         for char in printable(text, keep="\n"):
+            if self._column == 0 and char == " ":
+                continue
             if self._column == 0:
                 self._write(" " * (LABEL_WIDTH + 2))
                 self._column = LABEL_WIDTH + 2
@@ -90,10 +111,10 @@ class Stage:
             self._write("\n")
         self._column = 0
 
-    def mark(self, text: str) -> None:
+    def mark(self, text: str, colour: str) -> None:
         """Put a remark of the demo into the middle of an answer."""
         self.end_answer()
-        self.console.print(Text(f"  {'':<{LABEL_WIDTH}}{text}", "bold red"))
+        self.line("", (text, f"bold {colour}"))
 
     def ledgers(self, books: Mapping[str, Mapping[str, Any]]) -> None:
         """Show each device's book of everybody's account; each column sums to zero."""
@@ -108,14 +129,30 @@ class Stage:
         )
         self.console.print(shown)
 
-    def measured(self, asked_s: float, first_s: float, job: Mapping[str, Any]) -> None:
+    def measured(self, first_token_s: float, job: Mapping[str, Any]) -> None:
         """Show what the client saw."""
         speed = f", then {job['tokens_per_s']:,.0f} tok/s" if job["tokens_per_s"] else ""
         self.line(
             "measured",
-            f"first token {milliseconds(first_s - asked_s)} after the question{speed}",
+            f"first token {milliseconds(first_token_s)} after the question{speed}",
             (f"   job {job['job_id'][:8]}", "dim"),
         )
+
+    def receipt(self, receipt: Mapping[str, Any]) -> None:
+        """Show what was paid."""
+        self.line(
+            "receipt",
+            f"{self.name(receipt['payer'])} pays {self.name(receipt['payee'])} ",
+            (credit(receipt["amount_micro"]), "bold"),
+            f" for {receipt['prompt_tokens']}+{receipt['completion_tokens']} tokens, signed by both",
+            (f"   {receipt['receipt_id'][:8]}", "dim"),
+        )
+
+    def _named(self, text: str) -> str:
+        """Return a text with the devices' names instead of their ids."""
+        for peer_id, name in self.names.items():
+            text = text.replace(peer_id, name)
+        return text
 
     def _styled(self, text: str, code: str) -> str:
         return f"\033[{code}m{text}\033[0m" if self.console.is_terminal else text

@@ -2,34 +2,40 @@
 
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from types import FrameType
+from typing import Any, Final, NoReturn
 
-from node.cli.show import cell, credit
+from node.cli.show import cell, credit, short
 from node.demo.client import Client
 from node.demo.processes import Daemon, DemoFailed, verb
 from node.demo.stage import Stage, Stopwatch, balances
 
 MODEL_FILE: Final = Path("examples/tiny_model/tiny-q8_0.gguf")
 MODEL: Final = "tiny"
-QUESTIONS: Final = (
-    "How can I return the grey teapot?",
-    "Please convert 7 weeks into days.",
-    "Error E1 is blinking on our washing machine. What now?",
-)
+UNCAPPED_QUESTION: Final = "How can I return the grey teapot?"
+SESSION_QUESTIONS: Final = ("Please convert 7 weeks into days.", "44 + 25")
 LONG_QUESTION: Final = "Tell me the story of the lighthouse."
-KILL_AFTER_PIECES: Final = 40  # of about 200
+SHORT_TOKENS_MAX: Final = 50
+LONG_TOKENS_MAX: Final = 300
+KILL_AFTER_PIECES: Final = 40  # of about 250
+PAUSE_SEEN_S: Final = 0.02  # a token takes a millisecond or two: such a gap is the change of sellers
 WAIT_TIMEOUT_S: Final = 30.0
 POLL_INTERVAL_S: Final = 0.05
 
 ANN, BOB, CLEO = "ann", "bob", "cleo"
+# cleo is the cheaper one, and small: what may take more than 512 tokens it has to decline
+CLEO_SETTINGS: Final = "context_tokens = 512\nprice_completion_micro = 30\n"
 
 
-def run(*, keep: bool, model: Path | None = None) -> int:
-    """Play the demo; return 0 when everything it promises was seen.
+def run(*, keep: bool, model: Path | None = None) -> None:
+    """Play the demo; when it returns, everything it promises was seen.
 
     Args:
         keep: leave the mesh up afterwards.
@@ -41,6 +47,8 @@ def run(*, keep: bool, model: Path | None = None) -> int:
     file = model or Path(__file__).resolve().parent.parent.parent / MODEL_FILE
     if not file.is_file():
         raise DemoFailed(f"no model {file}, expected a GGUF; run in a checkout or give --model FILE.gguf")
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _interrupt)
     directory = Path(tempfile.mkdtemp(prefix="agora-demo-"))
     demo = Demo(directory, file.absolute())
     is_kept = False
@@ -56,7 +64,6 @@ def run(*, keep: bool, model: Path | None = None) -> int:
         if not is_kept:
             demo.stop()
             shutil.rmtree(directory, ignore_errors=True)
-    return 0
 
 
 class Demo:
@@ -67,32 +74,37 @@ class Demo:
         self._model = model
         self._stage = Stage()
         self._devices = {name: Daemon(name, directory / name) for name in (ANN, BOB, CLEO)}
-        self._key = ""
-        self._client: Client | None = None
+        self._keys: dict[str, str] = {}
+        self._clients: dict[str, Client] = {}
 
     def play(self) -> None:
         """Tell the whole story."""
-        watch = Stopwatch()
-        self._stage.console.print(
-            "[bold]Agora[/bold]: three devices, one market, one private AI. Everything below is real: three\n"
-            "processes, libp2p between them, llama.cpp in the sellers, money in three ledgers."
+        stage, watch = self._stage, Stopwatch()
+        stage.text(
+            "[bold]Agora[/]: three devices, one market, one private AI. All of it is real: three processes,",
+            "libp2p between them, llama.cpp in the two sellers, and money in three ledgers.",
         )
         self._meet()
         self._offer()
-        self._stage.heading("Questions, through ann's gateway as any OpenAI client asks them")
-        for question in QUESTIONS:
-            self._ask(question)
-        undisturbed = self._ask(LONG_QUESTION)
-        self._stage.heading("The same once more, and the seller is killed in mid-answer")
+        stage.heading("Questions to ann's gateway, as any OpenAI client asks them")
+        stage.remark("without max_tokens an answer may have 1,024: too much for cleo")
+        self._ask(UNCAPPED_QUESTION, session="one")
+        stage.remark("two questions of one session: the second goes straight to the same seller")
+        for question in SESSION_QUESTIONS:
+            self._ask(question, session="two", tokens_max=SHORT_TOKENS_MAX)
+        stage.remark("a long answer")
+        undisturbed = self._ask(LONG_QUESTION, session="three", tokens_max=LONG_TOKENS_MAX)
+        stage.heading("The same once more, and its seller is killed in mid-answer")
         killed = self._ask_and_kill(LONG_QUESTION, undisturbed)
+        stage.heading("What is refused says why")
         self._refuse()
         self._settle(killed)
-        self._stage.console.print(f"\nall of it in {watch.elapsed_s:.0f} s")
+        stage.text("", f"[dim]all of it took {watch.elapsed_s:.0f} s[/]")
 
     def stop(self) -> None:
         """End every process."""
-        if self._client is not None:
-            self._client.close()
+        for client in self._clients.values():
+            client.close()
         for device in self._devices.values():
             device.stop()
 
@@ -100,209 +112,204 @@ class Demo:
         """Let go of the daemons, and say how to use and how to stop them."""
         ann = self._devices[ANN]
         pids = " ".join(str(device.pid) for device in self._devices.values())
-        if self._client is not None:
-            self._client.close()
+        for client in self._clients.values():
+            client.close()
         for device in self._devices.values():
             device.detach()
         self._stage.heading("The mesh is up")
-        self._stage.console.print(
-            f"chat     agora chat --home {ann.home} --privacy mesh\n"
-            f"look     agora jobs --home {ann.home};  agora ledger --home {ann.home}\n"
-            f"OpenAI   base_url {ann.gateway}/v1, api_key {self._key}, model {MODEL},\n"
-            f"         header 'X-Agora-Privacy: mesh' (bob and cleo are other owners)\n"
-            f"stop     kill {pids}; rm -r {self._directory}",
-            markup=False,
-            soft_wrap=True,
-        )
+        agora = "agora" if shutil.which("agora") else os.path.relpath(Path(sys.executable).parent / "agora")
+        self._stage.line("chat", f"{agora} chat --home {ann.home} --privacy mesh --max-tokens 300")
+        self._stage.line("look", f"{agora} jobs --home {ann.home}; {agora} ledger --home {ann.home}")
+        self._stage.line("OpenAI", f"base_url {ann.gateway}/v1  api_key {self._keys[ANN]}  model {MODEL}")
+        self._stage.line("", "header 'X-Agora-Privacy: mesh', as bob and cleo are other owners")
+        self._stage.line("stop", f"kill {pids}; rm -r {self._directory}")
 
     def show_logs(self, log: str) -> None:
-        """Print what a failing daemon last said; without one, what all of them did."""
+        """Print what the failing daemon last said; where nobody knows which one that was, what all of them did."""
         for device in self._devices.values():
             found = device.log()
             if found and (not log or log == found):
                 self._stage.heading(f"the last lines of {device.name}'s log")
-                self._stage.console.print(found, markup=False)
+                self._stage.text(*(cell(line) for line in found.splitlines()))
 
     def _meet(self) -> None:
         stage, ann = self._stage, self._devices[ANN]
         stage.heading("Three devices become a mesh")
         watch = Stopwatch()
-        founded = verb(
-            "init",
-            "--name",
-            "demo",
-            "--owner",
-            ANN,
-            home=ann.home,
-            environ={"AGORA_PASSPHRASE": os.urandom(16).hex()},
-        )
-        self._key = founded["api_key"]
-        ann.start()
-        stage.names[ann.peer_id] = ANN
-        self._client = Client(ann.gateway, self._key)
-        stage.line("founded", f"mesh {founded['mesh_id'][:16]}… by ann, {ann.peer_id}")
+        phrase = {"AGORA_PASSPHRASE": os.urandom(16).hex()}
+        founded = verb("init", "--name", "demo", "--owner", ANN, home=ann.home, environ=phrase)
+        self._begin(ANN, founded)
+        stage.line("founded", f"mesh {founded['mesh_id'][:16]}… by ann, peer {short(ann.peer_id)}")
+        with stage.console.status("bob and cleo join"), ThreadPoolExecutor() as pool:
+            list(pool.map(self._join, (BOB, CLEO)))
+        stage.names = {device.peer_id: name for name, device in self._devices.items()}
         for name in (BOB, CLEO):
-            device = self._devices[name]
-            invited = verb("invite", "--owner", name, home=ann.home)
-            verb("join", invited["invitation"], home=device.home)
-            device.start()
-            stage.names[device.peer_id] = name
-            stage.line("joined", f"{name}, {device.peer_id}, with one invitation")
+            peer = short(self._devices[name].peer_id)
+            stage.line("joined", f"{name}, peer {peer}, with an invitation of ann's")
         stage.line("took", f"{watch.elapsed_s:.1f} s")
+
+    def _join(self, name: str) -> None:
+        device = self._devices[name]
+        invited = verb("invite", "--owner", name, home=self._devices[ANN].home)
+        joined = verb("join", invited["invitation"], home=device.home)
+        if name == CLEO:
+            with (device.home / "config.toml").open("a") as config:
+                config.write(CLEO_SETTINGS)
+        self._begin(name, joined)
+
+    def _begin(self, name: str, welcomed: Mapping[str, Any]) -> None:
+        """Start a daemon, and keep what its owner was shown once."""
+        device = self._devices[name]
+        self._keys[name] = welcomed["api_key"]
+        device.start()
+        self._clients[name] = Client(device.gateway, self._keys[name])
 
     def _offer(self) -> None:
         stage, ann = self._stage, self._devices[ANN]
         stage.heading("Bob and cleo hold a model")
-        added: dict[str, Any] = {}
-        for name in (BOB, CLEO):
-            added = verb("model", "add", str(self._model), home=self._devices[name].home)
+        with stage.console.status("they check the file"), ThreadPoolExecutor() as pool:
+            added, _ = pool.map(self._add_model, (BOB, CLEO))
         size_mb = self._model.stat().st_size / 1e6
-        stage.line("added", f"{self._model.name}, {size_mb:.1f} MB, {added['digest'][:16]}… on both")
+        stage.line("added", f"{self._model.name}, {size_mb:.1f} MB, digest {added['digest'][:16]}… on both")
         with stage.console.status("ann hears of it in their adverts"):
             until("ann sees the model at bob and cleo", lambda: self._holders(added["digest"]) == 2)
         verb("model", "publish", added["digest"], "--name", MODEL, home=ann.home)
-        stage.line("published", f"ann signs the card: '{MODEL}' is that file, for the whole mesh")
+        stage.line("published", f"ann signs a card: '{MODEL}' is that file, for the whole mesh")
 
-    def _ask(self, question: str) -> str:
+    def _add_model(self, name: str) -> dict[str, Any]:
+        added: dict[str, Any] = verb("model", "add", str(self._model), home=self._devices[name].home)
+        return added
+
+    def _ask(self, question: str, *, session: str, tokens_max: int | None = None) -> str:
         """Ask one question, show everything about it, and return the answer."""
-        stage, client = self._stage, self._require_client()
-        stage.console.print()
-        stage.line("question", (question, "bold cyan"))
-        asked_s = time.monotonic()
-        pieces = []
-        with client.ask(MODEL, question, privacy="mesh") as answer:
-            stage.auction(client.get(f"/api/jobs/{answer.job_id}")["attempts"][-1])
+        stage, client = self._stage, self._clients[ANN]
+        stage.question(question)
+        asked_s, first_s, pieces = time.monotonic(), 0.0, []
+        with client.ask(MODEL, question, session=session, tokens_max=tokens_max) as answer:
+            stage.attempt(client.job(answer.job_id)["attempts"][-1])
             stage.begin_answer()
-            first_s = 0.0
             for delta in answer:
                 first_s = first_s or delta.at_s
                 pieces.append(delta.text)
                 stage.say(delta.text)
             stage.end_answer()
         job = self._settled(answer.job_id)
-        stage.measured(asked_s, first_s, job)
+        stage.measured(first_s - asked_s, job)
         self._show_receipts(job)
         return "".join(pieces)
 
     def _ask_and_kill(self, question: str, undisturbed: str) -> Daemon:
         """Ask, kill the seller in mid-answer, and return it when another one has finished the answer."""
-        stage, client = self._stage, self._require_client()
-        stage.console.print()
-        stage.line("question", (question, "bold cyan"))
-        pieces = []
-        with client.ask(MODEL, question, privacy="mesh") as answer:
-            first = client.get(f"/api/jobs/{answer.job_id}")["attempts"][-1]
+        stage, client = self._stage, self._clients[ANN]
+        stage.question(question)
+        pieces, killed_s, last_s, gap_s = [], 0.0, 0.0, 0.0
+        with client.ask(MODEL, question, session="four", tokens_max=LONG_TOKENS_MAX) as answer:
+            first = client.job(answer.job_id)["attempts"][-1]
             victim = self._devices[stage.name(first["seller"])]
-            pid = victim.pid
-            stage.auction(first)
+            stage.attempt(first)
             stage.begin_answer()
-            killed_s = last_s = gap_s = 0.0
             for number, delta in enumerate(answer, 1):
-                if killed_s:
-                    gap_s = max(gap_s, delta.at_s - last_s)
-                last_s = delta.at_s
+                pause_s = delta.at_s - last_s
+                if killed_s and not gap_s and pause_s > PAUSE_SEEN_S:
+                    now = client.job(answer.job_id)["attempts"][-1]
+                    if now["attempt"] > first["attempt"]:
+                        gap_s = pause_s
+                        stage.mark(
+                            f"── {gap_s * 1000:.0f} ms later {stage.name(now['seller'])} goes on ──", "green"
+                        )
                 pieces.append(delta.text)
                 stage.say(delta.text)
+                last_s = delta.at_s
                 if number == KILL_AFTER_PIECES:
+                    pid = victim.pid
                     victim.kill()
                     killed_s = last_s = time.monotonic()
-                    stage.mark(f"── kill -9 {pid}: {victim.name} is dead, after {number} pieces ──")
+                    stage.mark(f"── kill -9 {pid}: {victim.name} is dead ──", "red")
             stage.end_answer()
-        text = "".join(pieces)
         job = self._settled(answer.job_id)
         if not killed_s or len(job["attempts"]) < 2:
             raise DemoFailed(
-                f"the answer ended before {victim.name} was killed, expected it to be in the middle"
+                f"the answer was over before {victim.name} was killed, expected a kill in its middle"
             )
-        if text != undisturbed:
-            raise DemoFailed(
-                "the answer differs from the undisturbed one, expected the same text", victim.log()
-            )
+        if "".join(pieces) != undisturbed:
+            raise DemoFailed("the answer differs from the undisturbed one, expected the same text")
         self._show_failover(job, gap_s)
         return victim
 
     def _show_failover(self, job: Mapping[str, Any], gap_s: float) -> None:
         stage = self._stage
         broken, *_, last = job["attempts"]
-        stage.auction(last)
+        stage.attempt(last)
         stage.line(
             "failover",
-            f"{stage.name(last['seller'])} was handed the {broken['tokens']} tokens that had arrived, and went on",
-            (f"   gap {gap_s * 1000:.0f} ms", "bold"),
+            f"{stage.name(last['seller'])} got the {broken['tokens']} tokens that had arrived, and went on",
+            (f": gap {gap_s * 1000:.0f} ms" if gap_s else ", too fast to notice", "bold"),
         )
         stage.line("compared", ("the same text as undisturbed: no token lost, none repeated", "bold green"))
         self._show_receipts(job)
+        stage.line(
+            "unpaid",
+            f"{stage.name(broken['seller'])} died before it made out a receipt for its {broken['tokens']} tokens",
+        )
 
     def _refuse(self) -> None:
-        stage, client = self._stage, self._require_client()
-        stage.heading("Two questions that nobody may or can answer")
-        for question, model, privacy in (
-            ("Where did I put my keys? (for ann's own devices only)", MODEL, "owner"),
-            ("Are you there?", "gpt-17", "mesh"),
+        stage = self._stage
+        for remark, model, privacy in (
+            ("ann's prompt is for ann's own devices only (X-Agora-Privacy: owner)", MODEL, "owner"),
+            ("a model that nobody has", "gpt-17", "mesh"),
         ):
-            error = client.refusal(model, question, privacy=privacy)
-            stage.line("question", (question, "bold cyan"))
+            error = self._clients[ANN].refusal(model, "Are you there?", privacy=privacy)
+            stage.remark(remark)
             stage.line("answer", f"HTTP {error['status']}: ", cell(error["message"]))
             stage.declines(error.get("declines", ()))
 
     def _settle(self, killed: Daemon) -> None:
-        """Restart the killed seller, let it settle what it is owed, and compare the three ledgers."""
-        stage, ann = self._stage, self._devices[ANN]
+        """Restart the killed seller and compare the three ledgers."""
+        stage = self._stage
         stage.heading(f"{killed.name} comes back, and the three ledgers are compared")
         watch = Stopwatch()
         killed.start()
-        stage.line("restarted", f"{killed.name}, ready after {watch.elapsed_s:.1f} s")
-        with stage.console.status("they settle the broken attempt"):
-            books = until("the three ledgers agree", self._agreeing_books)
+        self._clients[killed.name].close()
+        self._clients[killed.name] = Client(killed.gateway, self._keys[killed.name])
+        stage.line(
+            "restarted", f"{killed.name}, ready after {watch.elapsed_s:.1f} s with every receipt it had"
+        )
+        with stage.console.status("the books are compared"):
+            books = until("the ledgers agree", self._agreeing_books)
+        stage.remark("each book holds what its owner signed or heard of, and sums to zero")
         stage.ledgers(books)
         own = {name: book["balance_micro"] for name, book in books.items()}
-        total = sum(own.values())
         receipts = {receipt["receipt_id"] for book in books.values() for receipt in book["receipts"]}
-        stage.line(
-            "together",
-            (f"{credit(total)} credits", "bold green"),
-            f" over {len(receipts)} receipts, each signed by both",
-        )
-        if own[ann.name] >= 0:
-            raise DemoFailed(f"ann's balance is {own[ann.name]}, expected less than zero after buying")
+        signed = f" over {len(receipts)} receipts, each signed by both"
+        stage.line("together", (f"{credit(sum(own.values()))} credits", "bold green"), signed)
+        if own[ANN] >= 0:
+            raise DemoFailed(f"ann's balance is {own[ANN]}, expected less than zero after buying")
 
     def _agreeing_books(self) -> dict[str, Any]:
-        """Return the ledgers once every book sums to zero and shows what the owners' own books show; else nothing."""
-        books = {name: verb("ledger", home=device.home) for name, device in self._devices.items()}
-        own = {self._devices[name].peer_id: book["balance_micro"] for name, book in books.items()}
+        """Return the ledgers once each sums to zero, and ann's, who was in all trades, is what the others say of themselves."""
+        books = {name: self._clients[name].get("/api/ledger") for name in self._devices}
+        own = {book["account"]: book["balance_micro"] for book in books.values()}
         agreed = sum(own.values()) == 0 and all(sum(balances(book).values()) == 0 for book in books.values())
         return books if agreed and balances(books[ANN]) == own else {}
 
     def _holders(self, digest: str) -> int:
-        models = self._require_client().get("/api/models")
+        models = self._clients[ANN].get("/api/models")
         return next((len(model["holders"]) for model in models if model["digest"] == digest), 0)
 
     def _settled(self, job_id: str) -> dict[str, Any]:
         """Return the job once its receipt is countersigned."""
-        client = self._require_client()
 
         def settled() -> dict[str, Any]:
-            job: dict[str, Any] = client.get(f"/api/jobs/{job_id}")
+            job = self._clients[ANN].job(job_id)
             return job if job["state"] == "settled" and job["receipts"] else {}
 
         job: dict[str, Any] = until(f"job {job_id[:8]} is settled", settled)
         return job
 
     def _show_receipts(self, job: Mapping[str, Any]) -> None:
-        stage = self._stage
-        for receipt in self._require_client().get("/api/ledger")["receipts"]:
+        for receipt in self._clients[ANN].get("/api/ledger")["receipts"]:
             if receipt["job_id"] == job["job_id"]:
-                stage.line(
-                    "receipt",
-                    f"ann pays {stage.name(receipt['payee'])} ",
-                    (f"{credit(receipt['amount_micro'])} credits", "bold"),
-                    f" for {receipt['prompt_tokens']}+{receipt['completion_tokens']} tokens, signed by both",
-                    (f"   {receipt['receipt_id'][:16]}", "dim"),
-                )
-
-    def _require_client(self) -> Client:
-        assert self._client is not None
-        return self._client
+                self._stage.receipt(receipt)
 
 
 def until(what: str, check: Callable[[], Any]) -> Any:
@@ -317,3 +324,8 @@ def until(what: str, check: Callable[[], Any]) -> Any:
             raise DemoFailed(f"waited {WAIT_TIMEOUT_S:.0f} s, expected that {what}")
         time.sleep(POLL_INTERVAL_S)
     return found
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Take a request to end as Ctrl-C, so that no daemon is left behind."""
+    raise KeyboardInterrupt
