@@ -123,7 +123,6 @@ def interface_hosts() -> list[str]:
 
 def announced(host: str, port: int, peer_id: PeerId) -> list[str]:
     """Return the addresses under which a listening socket can be dialled."""
-    hosts = interface_hosts() if is_wildcard(host) else [host]
-    if host == "0.0.0.0":  # noqa: S104  compared, not bound
-        hosts = [each for each in hosts if ":" not in each]
+    same_family = [each for each in interface_hosts() if (":" in each) == (":" in host)]
+    hosts = same_family if is_wildcard(host) else [host]
     return [str(Address("ip6" if ":" in each else "ip4", each, port, peer_id)) for each in hosts]

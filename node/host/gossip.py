@@ -9,7 +9,6 @@ message passes and the queue that it is delivered from are replaced here; mesh b
 import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sized
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -101,17 +100,22 @@ class Gossip:
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Take part until cancelled."""
-        async with AsyncExitStack() as stack:
-            nursery = await stack.enter_async_context(trio.open_nursery())
-            stack.callback(nursery.cancel_scope.cancel)
-            await stack.enter_async_context(background_trio_service(self.pubsub))
-            await stack.enter_async_context(background_trio_service(self.router))
-            await self.pubsub.wait_until_ready()
-            for subscription in self._subscriptions.values():
-                nursery.start_soon(self._deliver, subscription)
-                await self.pubsub.subscribe(subscription.topic.name)
-            ready()
-            await self.router.manager.wait_finished()
+        async with (
+            trio.open_nursery() as nursery,
+            background_trio_service(self.pubsub),
+            background_trio_service(self.router),
+        ):
+            self.pubsub.nursery = nursery
+            try:
+                await self.pubsub.wait_until_ready()
+                for subscription in self._subscriptions.values():
+                    nursery.start_soon(self._deliver, subscription)
+                    await self.pubsub.subscribe(subscription.topic.name)
+                ready()
+                await self.router.manager.wait_finished()
+            finally:
+                self.pubsub.nursery = None
+                nursery.cancel_scope.cancel()
         raise RuntimeError("gossip router ended")
 
     async def publish(self, topic: Topic, data: bytes) -> None:
@@ -168,11 +172,12 @@ class GuardedPubsub(Pubsub):
         self._guard = guard
         self._subscriptions = subscriptions
         self._rates: dict[PeerId, Pace] = {}
+        self.nursery: trio.Nursery | None = None  # where tasks run; None while stopping
 
     @property
     def manager(self) -> Any:
         """The task manager, which starts every task under the guard, and none while stopping."""
-        return GuardedManager(self._manager, self._guard)
+        return GuardedManager(self._manager, self._guard, self.nursery)
 
     def greet(self, peer: ID) -> None:
         """Open our own gossip stream to a peer, again and again while it is connected."""
@@ -208,6 +213,7 @@ class GuardedPubsub(Pubsub):
             rpc.ParseFromString(frame)
         except Exception as error:
             raise MalformedMessage("gossip frame is not an RPC") from error
+        _check_texts(rpc)
         rpc.ClearField("senderRecord")  # an address book that strangers can write into is no use to us
         _check_counts(rpc)
         if not self._rates.setdefault(peer_id, Pace(PEER_MESSAGES_PER_S, 2 * PEER_MESSAGES_PER_S)).take(
@@ -280,24 +286,24 @@ class GuardedPubsub(Pubsub):
 class GuardedManager:
     """libp2p's task manager, seen through the guard: no task can take the service down with it."""
 
-    def __init__(self, manager: Any, guard: Guard) -> None:
+    def __init__(self, manager: Any, guard: Guard, nursery: trio.Nursery | None) -> None:
         self._manager = manager
         self._guard = guard
+        self._nursery = nursery
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._manager, name)
 
-    def run_task(self, work: Callable[..., Awaitable[None]], *arguments: Any, **options: Any) -> None:
+    def run_task(self, work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         """Run a task for a peer; the first argument that is an id says whose."""
-        if not self._manager.is_running or self._manager.is_cancelled:
+        if self._nursery is None:
             return  # stock pubsub dies here: "Nursery is closed to new arrivals"
         peer = next((each for each in arguments if isinstance(each, ID)), None)
         peer_id = PeerId(peer.to_base58()) if peer else PeerId("")
 
-        async def guarded() -> None:
-            await self._guard.run(peer_id, f"gossip {work.__name__}", lambda: work(*arguments))
-
-        self._manager.run_task(guarded, **options)
+        self._nursery.start_soon(
+            self._guard.run, peer_id, f"gossip {work.__name__}", partial(work, *arguments)
+        )
 
 
 class ContentCache(MessageCache):
@@ -331,6 +337,17 @@ class SeenMessages:
         while len(self._ids) > DEDUPE_MAX or next(iter(self._ids.values())) < now - SEEN_S:
             self._ids.popitem(last=False)
         return is_new
+
+
+def _check_texts(rpc: rpc_pb2.RPC) -> None:
+    """Refuse topics that are not text: protobuf hands those out as bytes, and whoever expects a `str` raises."""
+    control = rpc.control
+    texts: list[object] = [topic for message in rpc.publish for topic in message.topicIDs]
+    texts += [subscription.topicid for subscription in rpc.subscriptions]
+    entries: list[Any] = [*control.ihave, *control.graft, *control.prune]
+    texts += [entry.topicID for entry in entries]
+    if not all(isinstance(text, str) for text in texts):
+        raise MalformedMessage("gossip topic that is not UTF-8")
 
 
 def _check_counts(rpc: rpc_pb2.RPC) -> None:

@@ -76,7 +76,7 @@ class MuxStream:
                 return b""
             if self.is_broken:
                 raise StreamBroken(f"stream of {self.peer_id} broke while reading")
-            self._readable = trio.Event()
+            self._readable = _unset(self._readable)
             await self._readable.wait()
         data = bytes(self.incoming if max_bytes is None else self.incoming[:max_bytes])
         del self.incoming[: len(data)]
@@ -97,7 +97,7 @@ class MuxStream:
         """Stage all of `data` at once, after waiting for room. Cancelled while waiting, none of it goes out."""
         await trio.lowlevel.checkpoint()
         while self.staged and len(self.staged) + len(data) > STAGED_BYTES and not self.is_broken:
-            self._writable = trio.Event()
+            self._writable = _unset(self._writable)
             await self._writable.wait()
         if self.is_broken or self._ending:
             raise StreamBroken(f"stream of {self.peer_id} takes no more bytes")
@@ -109,7 +109,7 @@ class MuxStream:
         while self.staged or (self._ending and not self._end_sent):
             if self.is_broken:
                 raise StreamBroken(f"stream of {self.peer_id} broke before everything was sent")
-            self._writable = trio.Event()
+            self._writable = _unset(self._writable)
             await self._writable.wait()
 
     def end(self) -> None:
@@ -211,3 +211,8 @@ class MuxStream:
     def _forget_if_done(self) -> None:
         if self._end_sent and self.ended_by_peer:
             self.connection.forget(self)
+
+
+def _unset(event: trio.Event) -> trio.Event:
+    """Return an event to wait for: the same one while it is unset, so that nobody waits for one that was replaced."""
+    return trio.Event() if event.is_set() else event

@@ -205,6 +205,7 @@ class Relay:
 async def _splice(one: MuxStream, other: MuxStream) -> None:
     """Copy both ways until an end, the byte limit or the time limit; then both streams are gone."""
     left = CIRCUIT_BYTES_MAX
+    connections = (one.connection, other.connection)
 
     async def copy(source: MuxStream, sink: MuxStream) -> None:
         nonlocal left
@@ -215,6 +216,8 @@ async def _splice(one: MuxStream, other: MuxStream) -> None:
             await sink.send_all(data)
         nursery.cancel_scope.cancel()
 
+    for connection in connections:
+        connection.busy += 1
     try:
         with trio.move_on_after(CIRCUIT_S):
             async with trio.open_nursery() as nursery:
@@ -223,6 +226,8 @@ async def _splice(one: MuxStream, other: MuxStream) -> None:
     except* MeshError:
         pass  # one end is gone, which is how circuits end
     finally:
+        for connection in connections:
+            connection.busy -= 1
         one.reset()
         other.reset()
 

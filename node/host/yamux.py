@@ -31,6 +31,9 @@ BATCH_BYTES = 63 * KIB  # a batch fits one Noise message (65,519 bytes of plaint
 UNREAD_BYTES = (
     8 * 1024 * KIB
 )  # over all streams of a connection; beyond, its socket is left unread until they drain
+LATE_BYTES = (
+    8 * 1024 * KIB
+)  # on the way when their streams were reset; a peer that sends more ignores its windows
 INBOUND_STREAMS = 128  # open at once; 64 job streams are the most a peer has reason for
 CONTROL_FRAMES = 1_024  # answers waiting for a peer that asks without ever reading
 
@@ -84,6 +87,7 @@ class Connection:
         self._streams: dict[int, MuxStream] = {}
         self._next_id = 1 if we_dialled else 2
         self._newest_inbound = 0
+        self._late_bytes = 0  # may still arrive on streams that we have reset
         self._control: deque[bytes] = deque()
         self._waiting: dict[int, MuxStream] = {}  # streams with something to say, in turn
         self._work = trio.Event()
@@ -173,7 +177,8 @@ class Connection:
 
     def forget(self, stream: MuxStream) -> None:
         """A stream is over."""
-        self._streams.pop(stream.stream_id, None)
+        if self._streams.pop(stream.stream_id, None) and not stream.ended_by_peer:
+            self._late_bytes = min(self._late_bytes + stream.receive_window, LATE_BYTES)
         self._waiting.pop(stream.stream_id, None)
         stream.uncount()
 
@@ -268,6 +273,11 @@ class Connection:
             self._begin_inbound(stream_id)
         stream = self._streams.get(stream_id)
         if stream is None:
+            self._late_bytes -= len(payload)
+            if self._late_bytes < 0:
+                raise WireViolation(
+                    f"{len(payload)} bytes on stream {stream_id}, which is over, with no window left"
+                )
             return  # it crossed our reset
         if len(payload) > stream.receive_window:
             raise WireViolation(f"{len(payload)} bytes with a window of {stream.receive_window}")
