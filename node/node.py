@@ -6,6 +6,7 @@ own and runs this same node.
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -33,6 +34,7 @@ from node.models import ModelNames
 from node.services.advertiser import Advertiser
 from node.services.buyer import Buyer
 from node.services.meeting import Meeting
+from node.services.purchasing import Purchasing
 from node.services.registrar import Registrar
 from node.services.seller import Seller
 from node.services.settlement import Settlement
@@ -185,14 +187,23 @@ class Node:
             wire=self.wire,
             clock=clock,
             logbook=self.logbook,
-            directory=self.directory,
-            advertiser=self.advertiser,
             names=self.names,
             engine=ports.engine,
             settlement=self.settlement,
             jobs=self.job_book,
-            budget=Budget(config.budget_job_micro or None, config.budget_day_micro or None),
-            price_most=Prices(config.pay_prompt_micro_max, config.pay_completion_micro_max),
+            open_purchasing=partial(
+                Purchasing,
+                mesh=ports.mesh,
+                wire=self.wire,
+                clock=clock,
+                logbook=self.logbook,
+                directory=self.directory,
+                advertiser=self.advertiser,
+                budget=Budget(config.budget_job_micro or None, config.budget_day_micro or None),
+                price_most=Prices(config.pay_prompt_micro_max, config.pay_completion_micro_max),
+                journal=journal,
+                rng=rng,
+            ),
             journal=journal,
             rng=rng,
         )

@@ -1,0 +1,483 @@
+"""Purchasing: find who does a job, and buy it: the session's lease if there is one, else an auction and an award.
+
+It knows who may be asked (privacy classes), what may be spent (credit, budget, reserve), how sellers kept their word,
+and which holds are still needed. The award is durable before it is sent; the credit it needs is set aside before it is
+written, so that two jobs at once cannot spend it twice.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+import trio
+
+from marketplace.auction import NoSale
+from marketplace.budget import Budget, check_budget
+from marketplace.choosing import Candidate, best
+from marketplace.lease import Leases, Session
+from marketplace.pricing import Prices, estimated_tokens, lease_hold_micro, reserve_micro
+from marketplace.punctuality import Punctuality
+from marketplace.reputation import Reputation
+from node.chat import BadPrompt, ChatRequest, DeclineView, Unsold
+from node.clock import Clock
+from node.directory import Directory
+from node.jobs import Attempt, Job
+from node.journal import Journal
+from node.logbook import Logbook
+from node.services.advertiser import Advertiser
+from node.services.auctioneer import Auctioneer, Sale
+from node.services.settlement import CLAIM_WINDOW_S
+from node.wire import Wire
+from protocol import limits
+from protocol.envelope import Sealed, narrow
+from protocol.errors import MeshError, RemoteProtocolError, StreamBroken
+from protocol.identity import PeerId
+from protocol.mesh import Mesh, Stream
+from protocol.messages import (
+    NO_HASH,
+    Accept,
+    Award,
+    Decline,
+    Privacy,
+    Request,
+    SamplingTerms,
+    Turn,
+    Work,
+)
+from protocol.topics import JOB
+
+ACCEPT_TIMEOUT_S = 2.0
+PEERS_ASKED_FOR_SELLERS = 3
+WORK_OVERHEAD_BYTES = 8 * limits.KIB  # what a work message carries beside the chat and the received ids
+
+
+@dataclass(frozen=True)
+class Purchase:
+    """Work paid for by an award, and the stream it is done on."""
+
+    seller: PeerId
+    award: Sealed[Award]
+    stream: Stream
+    is_lease: bool
+
+
+class Purchasing:
+    """Buys jobs for the buyer, in whose nursery its questions run."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        *,
+        mesh: Mesh,
+        wire: Wire,
+        clock: Clock,
+        logbook: Logbook,
+        directory: Directory,
+        advertiser: Advertiser,
+        budget: Budget,
+        price_most: Prices,
+        journal: Journal,
+        rng: Random,
+    ) -> None:
+        self._mesh = mesh
+        self._wire = wire
+        self._clock = clock
+        self._logbook = logbook
+        self._directory = directory
+        self._advertiser = advertiser
+        self._leases = Leases()
+        self._reputation = Reputation()
+        self._budget = budget
+        self._price_most = price_most
+        self._journal = journal
+        self._rng = rng
+        self._nursery = nursery
+        self._auctioneer = Auctioneer(mesh, wire, clock, Punctuality(), nursery)
+
+    # --- buying -------------------------------------------------------------------------------------------------
+    async def purchase(self, job: Job, attempt: Attempt, failed: frozenset[PeerId]) -> Purchase | None:
+        """Return who does it: the session's seller, else the winner of an auction; None: that one let us down.
+
+        Raises:
+            ChatError: nobody will do it.
+        """
+        _check_size(job)
+        leased = await self._use_lease(job, attempt, failed)
+        if leased is not None:
+            return leased
+        tokens = (_estimated_tokens(job), self._completion_cap(job))
+        sellers = self._sellers(job.digest, job.request.privacy, failed, tokens)
+        if len(sellers) < limits.SELLERS_ASKED_MAX:
+            await self._look_for_sellers(job.digest, is_urgent=not sellers)
+            sellers = self._sellers(job.digest, job.request.privacy, failed, tokens)
+        if not sellers:
+            raise Unsold(self._why_nobody(job, failed), declines_of(job))
+        request = self._request(
+            job.job_id, attempt.number, job.digest, tokens, job.request.privacy, job.request.session
+        )
+        sale = await self._hold_auction(request, sellers, attempt)
+        if isinstance(sale, NoSale):
+            attempt.outcome = "unsold"
+            declines = declines_of(job)
+            if declines and all(decline.reason == "context" for decline in declines):
+                raise BadPrompt(f"the prompt does not fit any seller's context: {declines[0].detail}")
+            raise Unsold(_summary(declines), declines)
+        award = await self._award(job, attempt, request, sale)
+        try:
+            await self._hand_over(sale, award, attempt)
+        except (MeshError, RemoteProtocolError, trio.TooSlowError) as error:
+            sale.stream.abort()
+            if isinstance(error, RemoteProtocolError):
+                self._mesh.charge(sale.seller, error.offence)
+            attempt.outcome, attempt.reason = "failed", f"award not accepted: {str(error) or 'silent'}"
+            self.failed(job, attempt, is_sellers_fault=True)
+            return None
+        return Purchase(sale.seller, award, sale.stream, is_lease=False)
+
+    async def quote(self, digest: bytes, tokens: tuple[int, int]) -> Attempt:
+        """Ask sellers what a job would cost, and award nothing; `tokens` are those of the prompt and the cap."""
+        attempt = Attempt(1)
+        sellers = self._sellers(digest, "mesh", frozenset(), tokens)
+        if sellers:
+            request = self._request(self._rng.randbytes(16), 1, digest, tokens, "mesh", None)
+            sale = await self._hold_auction(request, sellers, attempt)
+            if isinstance(sale, Sale):
+                sale.stream.abort()
+        attempt.outcome = "quoted"
+        return attempt
+
+    async def _hold_auction(
+        self, request: Request, sellers: tuple[PeerId, ...], attempt: Attempt
+    ) -> Sale | NoSale:
+        sale = await self._auctioneer.hold(request, sellers, attempt)
+        self._journal.write(
+            "auction_closed",
+            job=request.job_id.hex(),
+            attempt=attempt.number,
+            asked=len(sellers),
+            bids=sum(answer.bid is not None for answer in attempt.answers),
+            winner=sale.seller if isinstance(sale, Sale) else "",
+            total_micro=sale.total_micro if isinstance(sale, Sale) else 0,
+            ms=round(attempt.auction_s * 1000, 1),
+        )
+        return sale
+
+    async def _award(self, job: Job, attempt: Attempt, request: Request, sale: Sale) -> Sealed[Award]:
+        """Write the award.
+
+        Raises:
+            Unsold: over the budget or the credit line.
+            NotConfirmed, StoreFailed: nothing durable may or can be written: the job cannot be bought now.
+        """
+        attempt.seller = sale.seller
+        has_session = job.request.session is not None
+        hold = sale.total_micro
+        if has_session:
+            hold = lease_hold_micro(sale.total_micro, spendable_micro=self._spendable_micro())
+        self._check_budget(job, hold)
+        held = self._hold(job, attempt, hold)
+        bid = sale.bid.message
+        try:
+            award = await self._logbook.write(
+                Award,
+                lambda index, prev: Award(
+                    index=index,
+                    prev=prev,
+                    request=bid.request,
+                    bid=sale.bid.id,
+                    job_id=request.job_id,
+                    attempt=request.attempt,
+                    seller=sale.seller,
+                    model=request.model,
+                    hold_micro=hold,
+                    prompt_micro=bid.prompt_micro,
+                    completion_micro=bid.completion_micro,
+                    lease_ms=int(limits.LEASE_IDLE_S * 1000) if has_session else 0,
+                    session=request.session,
+                ),
+            )
+        finally:
+            self._logbook.ledger.void(held)  # once it is written, the award itself holds
+        attempt.award = award
+        attempt.work = self._work(job, attempt, award)
+        now = self._clock.now()
+        self._leases.open(award, now, self._session(job))
+        self._leases.begin(award.id, job.job_id, attempt.number, total_micro=sale.total_micro, now=now)
+        self._journal.write(
+            "award_sent", job=job.job_id.hex(), attempt=attempt.number, seller=sale.seller, hold_micro=hold
+        )
+        return award
+
+    async def _hand_over(self, sale: Sale, award: Sealed[Award], attempt: Attempt) -> None:
+        """Send the award and the work, and wait for the accept.
+
+        Raises:
+            MeshError, trio.TooSlowError: the winner did not take it.
+            RemoteProtocolError: its answer is none to this award.
+        """
+        assert attempt.work is not None
+        with trio.fail_after(ACCEPT_TIMEOUT_S):
+            await sale.stream.send(award.raw)
+            await self._wire.send(sale.stream, attempt.work)
+            answer = await self._wire.receive(sale.stream, Accept, Decline)
+        if isinstance(answer.message, Decline):
+            raise StreamBroken(f"declined the award ({answer.message.reason}): {answer.message.detail}")
+        accept = narrow(answer, Accept)
+        if accept is None or accept.message.award != award.id:
+            raise RemoteProtocolError(f"seller {sale.seller} accepts another award")
+
+    async def _use_lease(self, job: Job, attempt: Attempt, failed: frozenset[PeerId]) -> Purchase | None:
+        session = self._session(job)
+        if session is None:
+            return None
+        prompt_tokens, completion_tokens = _estimated_tokens(job), self._completion_cap(job)
+        lease = self._leases.find(
+            session,
+            prompt_tokens=prompt_tokens,
+            completion_tokens_max=completion_tokens,
+            remaining_micro=self._logbook.ledger.remaining_micro,
+            now=self._clock.now(),
+        )
+        if lease is None:
+            return None
+        seller, award = lease.seller, lease.award
+        if seller not in self._allowed(job.request.privacy) or seller in failed:
+            self._leases.retire(award.id)
+            return None
+        attempt.seller, attempt.award, attempt.is_lease = seller, award, True
+        attempt.work = self._work(job, attempt, award)
+        try:
+            stream = await self._mesh.open_stream(seller, JOB)
+            await self._wire.send(stream, attempt.work)
+        except MeshError:
+            self._leases.retire(award.id)
+            attempt.is_lease = False
+            return None
+        total = lease.prices.total_micro(prompt_tokens, completion_tokens)
+        self._leases.begin(award.id, job.job_id, attempt.number, total_micro=total, now=self._clock.now())
+        self._journal.write("lease_used", job=job.job_id.hex(), seller=seller)
+        return Purchase(seller, award, stream, is_lease=True)
+
+    # --- how it went --------------------------------------------------------------------------------------------
+    def settled(self, job: Job, attempt: Attempt, seller: PeerId) -> None:
+        """A job was paid: its hold is free, and what was delivered stands against what was promised."""
+        bid = next(
+            (answer.bid for answer in attempt.answers if answer.peer_id == seller and answer.bid), None
+        )
+        now = self._clock.now()
+        first_s = job.first_token_s if job.first_token_s is not None else now
+        self._reputation.settled(
+            seller,
+            promised_ttft_ms=bid.ttft_ms if bid else 0,
+            ttft_ms=round((first_s - job.started_s) * 1000),
+            promised_tokens_per_ks=bid.tokens_per_ks if bid else 0,
+            tokens_per_ks=round(1000 * len(attempt.ids) / max(0.001, now - first_s)),
+        )
+        self._end_job(job, attempt)
+
+    def failed(self, job: Job, attempt: Attempt, *, is_sellers_fault: bool) -> None:
+        """An attempt broke off. What was accepted is paid for: its hold stays while the seller may still claim it."""
+        if attempt.award is None or attempt.seller is None:
+            return
+        self._leases.retire(attempt.award.id)
+        if is_sellers_fault:
+            self._reputation.failed(attempt.seller)
+        self._nursery.start_soon(self._keep_hold_for_claim, job, attempt)
+
+    def unsettled(self, job: Job, attempt: Attempt) -> None:
+        """The receipt of a delivered job has not come: its seller may still claim it."""
+        self._nursery.start_soon(self._keep_hold_for_claim, job, attempt)
+
+    async def _keep_hold_for_claim(self, job: Job, attempt: Attempt) -> None:
+        if attempt.ids:
+            await trio.sleep(CLAIM_WINDOW_S)
+        self._end_job(job, attempt)
+
+    def _end_job(self, job: Job, attempt: Attempt) -> None:
+        assert attempt.award is not None
+        now = self._clock.now()
+        self._leases.finish(attempt.award.id, job.job_id, attempt.number, now=now)
+        for award_id in self._leases.expire(now):
+            self._logbook.ledger.void(award_id)
+
+    def _session(self, job: Job) -> Session | None:
+        request = job.request
+        return Session(request.session, job.digest, request.privacy) if request.session else None
+
+    # --- who may be asked, and for how much -----------------------------------------------------------------------
+    def _allowed(self, privacy: Privacy) -> frozenset[PeerId]:
+        assembly, me = self._logbook.assembly, self._logbook.me
+        if privacy == "local":
+            return frozenset()
+        members = assembly.members()
+        return frozenset(
+            peer for peer in members if peer != me and (privacy == "mesh" or assembly.same_owner(me, peer))
+        )
+
+    def _sellers(
+        self, digest: bytes, privacy: Privacy, failed: frozenset[PeerId], tokens: tuple[int, int]
+    ) -> tuple[PeerId, ...]:
+        """The best K sellers of a model that may be asked; `tokens` are those of the prompt and the cap."""
+        allowed = self._allowed(privacy) - failed
+        candidates = []
+        for offer in self._directory.holders(digest, self._clock.now()):
+            seller, advert = offer.advert.sender, offer.advert.message
+            if seller in allowed:
+                total = Prices(advert.prompt_micro, advert.completion_micro).total_micro(*tokens)
+                score = self._reputation.of(seller).score
+                candidates.append(Candidate(seller, total, advert.slots_free, is_warm=False, score=score))
+        return best(candidates, self._rng)
+
+    async def _look_for_sellers(self, digest: bytes, *, is_urgent: bool) -> None:
+        """Ask a few peers whom they know; only wait for it when there is nobody to ask yet."""
+        members = self._logbook.assembly.members()
+        peers = sorted(peer for peer in self._mesh.connected if peer in members)
+        asked = self._rng.sample(peers, min(PEERS_ASKED_FOR_SELLERS, len(peers)))
+        if not is_urgent:
+            for peer in asked:
+                self._nursery.start_soon(self._advertiser.ask, peer, digest)
+            return
+        with trio.move_on_after(limits.BID_WINDOW_MAX_S):
+            async with trio.open_nursery() as nursery:
+                for peer in asked:
+                    nursery.start_soon(self._advertiser.ask, peer, digest)
+
+    def _why_nobody(self, job: Job, failed: frozenset[PeerId]) -> str:
+        others = len(self._directory.holders(job.digest, self._clock.now()))
+        if failed:
+            return f"{len(failed)} seller(s) of {job.name} failed and no other is left"
+        if others and job.request.privacy == "owner":
+            return (
+                f"no device of yours sells {job.name}; {others} of other owners do: "
+                "ask with privacy 'mesh' if they may read the prompt"
+            )
+        return f"nobody who sells {job.name} can be reached"
+
+    def _completion_cap(self, job: Job) -> int:
+        """Completion tokens still wanted, within the largest context that is on offer."""
+        wanted = job.request.tokens_max - len(job.ids)
+        contexts = [
+            model.context_tokens
+            for offer in self._directory.holders(job.digest, self._clock.now())
+            for model in offer.advert.message.models
+            if model.digest == job.digest
+        ]
+        room = max(contexts, default=0) - _estimated_tokens(job)
+        return max(1, min(wanted, room) if room > 0 else wanted)
+
+    def _spendable_micro(self) -> int:
+        line = self._logbook.assembly.member(self._logbook.me).credit_line_micro
+        return self._logbook.ledger.spendable_micro(self._logbook.me, line)
+
+    def _hold(self, job: Job, attempt: Attempt, hold_micro: int) -> bytes:
+        """Set the credit aside while the award is being written: two jobs at once must not spend it twice.
+
+        Raises:
+            Unsold: it is not there.
+        """
+        me = self._logbook.me
+        key = job.job_id + bytes([attempt.number])
+        line = self._logbook.assembly.member(me).credit_line_micro
+        refused = self._logbook.ledger.hold(key, me, hold_micro, credit_line_micro=line)
+        if refused is not None:
+            raise Unsold(f"not enough credit: {refused.detail}", (DeclineView(me, "credit", refused.detail),))
+        return key
+
+    def _check_budget(self, job: Job, hold_micro: int) -> None:
+        """Keep the owner's own limits.
+
+        Raises:
+            Unsold: the hold would break one, with the reason `budget`.
+        """
+        ledger, me = self._logbook.ledger, self._logbook.me
+        over = check_budget(
+            self._budget,
+            wanted_micro=hold_micro,
+            job_spent_micro=ledger.job_spent_micro(me, job.job_id),
+            day_spent_micro=ledger.day_spent_micro(me, self._clock.utc_ms()),
+            held_micro=ledger.held_micro(me),
+        )
+        if over is not None:
+            detail = f"{over.wanted_micro} micro-credits wanted, {over.left_micro} left of the {over.limit}'s budget"
+            raise Unsold(f"over this device's budget: {detail}", (DeclineView(me, "budget", detail),))
+
+    def _request(
+        self,
+        job_id: bytes,
+        attempt: int,
+        digest: bytes,
+        tokens: tuple[int, int],
+        privacy: Privacy,
+        session: bytes | None,
+    ) -> Request:
+        prompt_tokens, completion_tokens = tokens
+        return Request(
+            job_id=job_id,
+            attempt=attempt,
+            model=digest,
+            prompt_tokens=prompt_tokens,
+            completion_tokens_max=completion_tokens,
+            total_micro_max=reserve_micro(
+                self._price_most,
+                prompt_tokens=prompt_tokens,
+                completion_tokens_max=completion_tokens,
+                spendable_micro=self._spendable_micro(),
+            ),
+            privacy=privacy,
+            session=session or NO_HASH,
+            head=self._logbook.head(self._logbook.me, "bilateral"),
+        )
+
+    def _work(self, job: Job, attempt: Attempt, award: Sealed[Award]) -> Work:
+        request, sampling = job.request, job.request.sampling
+        return Work(
+            award=award.id,
+            job_id=job.job_id,
+            attempt=attempt.number,
+            turns=turns_of(request),
+            completion_tokens_max=len(job.ids) + self._completion_cap(job),
+            sampling=SamplingTerms(
+                **{name: getattr(sampling, name) for name in SamplingTerms.__struct_fields__}
+            ),
+            stop=request.stop,
+            received=tuple(job.ids),
+        )
+
+
+def turns_of(request: ChatRequest) -> tuple[Turn, ...]:
+    """The chat in the words of the protocol."""
+    return tuple(
+        Turn(role=message.role, content=message.content)  # type: ignore[arg-type]  # the gateway has checked the role
+        for message in request.messages
+    )
+
+
+def _estimated_tokens(job: Job) -> int:
+    """Prompt tokens, and the received ones that are read again."""
+    return estimated_tokens(turns_of(job.request)) + len(job.ids)
+
+
+def declines_of(job: Job) -> tuple[DeclineView, ...]:
+    """Everybody who was asked, at any attempt, and did not bid."""
+    return tuple(
+        DeclineView(answer.peer_id, answer.reason, answer.detail)
+        for attempt in job.attempts
+        for answer in attempt.answers
+        if answer.bid is None
+    )
+
+
+def _summary(declines: tuple[DeclineView, ...]) -> str:
+    reasons = ", ".join(sorted({decline.reason for decline in declines})) or "no answer"
+    return f"no seller took the job: {len(declines)} declined ({reasons})"
+
+
+def _check_size(job: Job) -> None:
+    """Refuse a chat that no job stream carries.
+
+    Raises:
+        BadPrompt: it is too large.
+    """
+    size = sum(len(message.content.encode()) for message in job.request.messages) + 5 * len(job.ids)
+    most = limits.PROMPT_BYTES_MAX - WORK_OVERHEAD_BYTES
+    if size > most:
+        raise BadPrompt(f"the chat has {size} bytes, at most {most} travel to a seller")
