@@ -49,13 +49,24 @@ def verb(*arguments: str, home: Path, environ: dict[str, str] | None = None) -> 
 
 
 class Daemon:
-    """One device: `agora up` in a process of its own, logging to a file beside its home."""
+    """One device: `agora up` in a process of its own, logging to a file beside its home.
 
-    def __init__(self, name: str, home: Path) -> None:
+    Args:
+        name: what messages call it.
+        home: of a member; it need not be there before `start`.
+        launcher: words to put before the command, such as `ip netns exec NAME`.
+
+    Attributes:
+        ready: its ready line, whole.
+    """
+
+    def __init__(self, name: str, home: Path, *, launcher: Sequence[str] = ()) -> None:
         self.name = name
         self.home = home
         self.peer_id = ""
         self.gateway = ""
+        self.ready: dict[str, Any] = {}
+        self._launcher = launcher
         self.listen = ""
         self._log_path = home.with_suffix(".log")
         self._process: subprocess.Popen[str] | None = None
@@ -66,14 +77,14 @@ class Daemon:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, bootstrap: Sequence[str] = ()) -> None:
-        """Start it on free ports of loopback and wait until it is ready.
+    def start(self, bootstrap: Sequence[str] = (), *, listen: str = "/ip4/127.0.0.1/tcp/0") -> None:
+        """Start it, on free ports of loopback unless told otherwise, and wait until it is ready.
 
         Raises:
             DemoFailed: it ended first, or is not ready in time.
         """
-        command = [*AGORA, "up", "--home", str(self.home), "--listen", "/ip4/127.0.0.1/tcp/0"]
-        command += ["--gateway", "127.0.0.1:0"]
+        command = [*self._launcher, *AGORA, "up", "--home", str(self.home)]
+        command += ["--listen", listen, "--gateway", "127.0.0.1:0"]
         for address in bootstrap:
             command += ["--bootstrap", address]
         with self._log_path.open("a") as log:
