@@ -9,6 +9,7 @@ message passes and the queue that it is delivered from are replaced here; mesh b
 import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sized
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -115,6 +116,7 @@ class Gossip:
                 await self.router.manager.wait_finished()
             finally:
                 self.pubsub.nursery = None
+                self.pubsub.hang_up()
                 nursery.cancel_scope.cancel()
         raise RuntimeError("gossip router ended")
 
@@ -172,6 +174,7 @@ class GuardedPubsub(Pubsub):
         self._guard = guard
         self._subscriptions = subscriptions
         self._rates: dict[PeerId, Pace] = {}
+        self._inbound: dict[ID, GossipStream] = {}
         self.nursery: trio.Nursery | None = None  # where tasks run; None while stopping
 
     @property
@@ -191,18 +194,47 @@ class GuardedPubsub(Pubsub):
     async def handle_sending_messages(self, peer_id: ID, stream: Any, queue: Any) -> None:
         """Write what is queued for one peer; the queue is long enough for a burst and its control messages."""
         queue._queue.max_size = OUTBOX_RPCS  # noqa: SLF001  libp2p's 32 lost 1 of 40 messages published at once
-        await super().handle_sending_messages(peer_id, stream, queue)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_wait_for_end, stream, nursery.cancel_scope)
+            await super().handle_sending_messages(peer_id, stream, queue)
+            nursery.cancel_scope.cancel()
+        stream.raw.reset()
+        if self.peers.get(peer_id) is stream:
+            self._handle_dead_peer(peer_id)  # which opens another while the peer is connected
 
     async def stream_handler(self, stream: Any) -> None:
-        """Read one peer's gossip until its stream ends."""
+        """Read one peer's gossip until its stream ends; its newest stream is the one that counts."""
         peer = stream.muxed_conn.peer_id
+        older = self._inbound.pop(peer, None)
+        if older is not None:
+            older.raw.reset()
+        self._inbound[peer] = stream
         try:
             while True:
                 await self._take_frame(stream, peer)
         except StreamBroken:
             return
         finally:
-            self._handle_dead_peer(peer)
+            if self._inbound.get(peer) is stream:
+                del self._inbound[peer]
+                self._forget_all_subscriptions(peer)  # it will say them again on its next stream
+
+    def _handle_dead_peer(self, peer_id: ID) -> None:
+        """Our own stream to a peer is gone: what the peer subscribed to on *its* stream still holds."""
+        topics = [
+            topic
+            for topic, peers in self.peer_topics.items()
+            if peer_id in peers and peer_id in self._inbound
+        ]
+        super()._handle_dead_peer(peer_id)
+        for topic in topics:
+            self.peer_topics.setdefault(topic, set()).add(peer_id)
+            self._peer_subscription_count[peer_id] = len(topics)
+
+    def hang_up(self) -> None:
+        """Reset every gossip stream, so that peers open new ones to whoever comes after us."""
+        for stream in (*self.peers.values(), *self._inbound.values()):
+            stream.raw.reset()  # type: ignore[attr-defined]  # pubsub calls them INetStream; each is a GossipStream
 
     async def _take_frame(self, stream: GossipStream, peer: ID) -> None:
         size = await read_uvarint(stream.raw.receive_exactly, RPC_BYTES_MAX)
@@ -281,6 +313,13 @@ class GuardedPubsub(Pubsub):
             lambda: subscription.validate(message.data, peer_id),
             otherwise=Verdict.IGNORE,
         )
+
+
+async def _wait_for_end(stream: GossipStream, scope: trio.CancelScope) -> None:
+    """Nothing is ever read on our own stream, but its end is: the other side has reset it."""
+    with suppress(StreamBroken):
+        await stream.raw.receive_some()
+    scope.cancel()
 
 
 class GuardedManager:

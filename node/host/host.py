@@ -165,7 +165,7 @@ class Host:
             if self._subscriptions:
                 await nursery.start(self._supervise, "gossip", self._run_gossip)
             for address in self._settings.relays:
-                nursery.start_soon(self._keep_place, parse(address))
+                await nursery.start(self._supervise, "relay", partial(self._keep_place, parse(address)))
             discovery = Discovery(self.peer_id, lambda: self._swarm.bound, self._found, self._journal)
             if self._settings.mdns and discovery.is_useful:
                 await nursery.start(self._supervise, "mdns", discovery.run)
@@ -225,8 +225,9 @@ class Host:
             self._gossip = None
             self._gossip_up = trio.Event()
 
-    async def _keep_place(self, at: Address) -> None:
+    async def _keep_place(self, at: Address, ready: Callable[[], None]) -> None:
         """Hold a reservation at one relay for as long as we run, so that peers can reach us through it."""
+        ready()
         through = str(Address(at.family, at.host, at.port, self.peer_id, relay=at.peer_id))
         while True:
             wait_s = RELAY_RETRY_S
@@ -243,7 +244,7 @@ class Host:
             with trio.move_on_after(wait_s):
                 if connections:
                     await connections[0].closed.wait()  # and with it our place
-                    del self._reserved[at.peer_id]
+                    self._reserved.pop(at.peer_id, None)
                 else:
                     await trio.sleep_forever()
 

@@ -21,7 +21,7 @@ import trio
 from node.host import Host, HostSettings
 from protocol.errors import Unreachable
 from protocol.identity import Identity, PeerId
-from protocol.mesh import Verdict
+from protocol.mesh import PeerEvent, PeerLost, Verdict
 from tests.system.victim import ECHO, NEWS
 
 pytestmark = pytest.mark.system
@@ -281,6 +281,13 @@ async def test_a_peer_that_was_barred_comes_back_with_nothing(victim: Victim) ->
     """The bar is on the key, so a new connection of the same key is refused too."""
     await victim.start()
     peer = Host(Identity.generate(), HostSettings(listen=(), mdns=False), Quiet())
+    lost = trio.Event()
+
+    async def watch(event: PeerEvent) -> None:
+        if isinstance(event, PeerLost):
+            lost.set()
+
+    peer.watch(watch)
     async with trio.open_nursery() as nursery:
         await nursery.start(peer.run)
         victim_id = await peer.dial(victim.address)
@@ -290,7 +297,6 @@ async def test_a_peer_that_was_barred_comes_back_with_nothing(victim: Victim) ->
             await raw.send_all(b"\x05" + stranger[:4].encode() + b"\n")
         await victim.until("peer_barred", peer_id=peer.peer_id)
         with trio.fail_after(10):
-            while victim_id in peer.connected:
-                await trio.lowlevel.checkpoint()
+            await lost.wait()
         await expect_refused(peer, victim)
         nursery.cancel_scope.cancel()
