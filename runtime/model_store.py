@@ -24,7 +24,7 @@ import trio
 from protocol.limits import MIB
 from runtime.engine import Digest, EngineError, ModelCard, UnknownModel
 from runtime.llama import wire
-from runtime.llama.process import LlamaChild, memory_needed
+from runtime.llama.process import LlamaChild, error_from, memory_needed
 
 PIECE_BYTES = 4 * MIB
 CARD_BYTES_MAX = 64 * 1024
@@ -32,7 +32,6 @@ TRIAL_CONTEXT_TOKENS = 512
 TRIAL_TOKENS = 8
 TRIAL_S_MAX = 600.0
 MEMORY_SHARE = 0.8
-_TRIAL_CALL = 3
 
 
 class ModelRefused(EngineError):
@@ -171,47 +170,49 @@ class ModelStore:
     # --- gates ---------------------------------------------------------------------------------------------------
 
     async def _inspect(self, path: Path) -> wire.Header:
+        found: wire.Header | EngineError
         async with _child(path) as child:
             try:
                 answer = await child.ask(wire.Inspect(1, str(path)))
+                assert isinstance(answer, wire.Header)
+                found = answer
             except EngineError as error:
-                raise ModelRefused(f"refused: {error}") from None
-        assert isinstance(answer, wire.Header)
-        return answer
+                found = error
+        if isinstance(found, EngineError):  # raised here, as the nursery would wrap it
+            raise ModelRefused(f"refused: {found}")
+        return found
 
     async def _try(self, path: Path, size_bytes: int, header: wire.Header) -> None:
         """Load it and let it answer once, in a child that may die of it."""
-        outcome = trio.Event()
+        ended = trio.Event()
         said: list[wire.Done | wire.Failed] = []
+        refusal = "it ended the process that tried it"
 
         def handle(message: object) -> None:
             if isinstance(message, wire.Done | wire.Failed):
                 said.append(message)
-                outcome.set()
+                ended.set()
 
         model = bytes(32)
         memory = memory_needed(size_bytes, header.kv_bytes_per_token * TRIAL_CONTEXT_TOKENS)
-        try:
-            with trio.fail_after(TRIAL_S_MAX):
-                async with _child(path, handle, outcome) as child:
-                    await child.ask(
-                        wire.Load(2, model, str(path), TRIAL_CONTEXT_TOKENS, 1, 1, memory, calibrate=False),
-                    )
-                    child.begin(
-                        wire.Generate(_TRIAL_CALL, model, (("user", "Hello"),), TRIAL_TOKENS, _GREEDY, (), ())
-                    )
-                    await outcome.wait()
-        except EngineError as error:
-            raise ModelRefused(f"refused: {error}") from None
-        except trio.TooSlowError:
-            raise ModelRefused(f"refused: the trial took over {TRIAL_S_MAX:.0f} s") from None
+        load = wire.Load(2, model, str(path), TRIAL_CONTEXT_TOKENS, 1, 1, memory, calibrate=False)
+        question = wire.Generate(3, model, (("user", "Hello"),), TRIAL_TOKENS, _GREEDY, (), ())
+        async with _child(path, handle, ended) as child:
+            try:
+                with trio.fail_after(TRIAL_S_MAX):
+                    await child.ask(load)
+                    child.begin(question)
+                    await ended.wait()
+            except EngineError as error:
+                refusal = str(error)
+            except trio.TooSlowError:
+                refusal = f"the trial took over {TRIAL_S_MAX:.0f} s"
         match said:
             case [wire.Done()]:
                 return
-            case [wire.Failed(text=text)]:
-                raise ModelRefused(f"refused: {_plain(text)}")
-            case _:
-                raise ModelRefused("refused: it ended the process that tried it")
+            case [wire.Failed() as failed]:
+                refusal = str(error_from(failed))
+        raise ModelRefused(f"refused: {refusal}")
 
     def _entry(self, digest: Digest) -> _Entry:
         if digest not in self._entries:

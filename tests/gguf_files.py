@@ -72,6 +72,21 @@ def tiny_model(path: Path, *, template: str = random_gguf.TEMPLATE, seed: int = 
     return random_gguf.write(path, random_gguf.TINY, seed=seed, template=template)
 
 
+def slow_model(path: Path) -> Path:
+    """Write a model of 17 MB that takes some milliseconds for a token and never ends its turn by itself."""
+    return random_gguf.write(path, random_gguf.SLOW)
+
+
+def poison(path: Path) -> Path:
+    """Make the first norm's weights NaN: every number the model computes is NaN then."""
+    data = bytearray(path.read_bytes())
+    ones = struct.pack("<64f", *[1.0] * 64)
+    start = data.index(ones)
+    data[start : start + len(ones)] = struct.pack("<64f", *[float("nan")] * 64)
+    path.write_bytes(data)
+    return path
+
+
 def set_number(path: Path, key: str, value: int) -> Path:
     """Change a 32-bit number in a file's metadata."""
     data = bytearray(path.read_bytes())

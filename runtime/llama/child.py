@@ -21,7 +21,7 @@ from protocol.limits import PROGRESS_INTERVAL_S
 from runtime import gguf_header, sandbox
 from runtime.llama import wire
 from runtime.llama.batching import Batcher, TooLong
-from runtime.llama.lowlevel import AbortFlag, LastLines, gpu_name, llama
+from runtime.llama.lowlevel import AbortFlag, FirstError, gpu_name, llama
 from runtime.llama.model import Model, ModelError, Row
 from runtime.llama.template import RenderBounds, TemplateError
 
@@ -100,7 +100,7 @@ class Child:
         self._connection = connection
         self._abort = abort
         self._bounds = bounds
-        self._log = LastLines()
+        self._log = FirstError()
         self._batchers: dict[bytes, Batcher] = {}
 
     def run(self) -> None:

@@ -43,6 +43,7 @@ _ggml_base.ggml_backend_dev_description.restype = ctypes.c_char_p
 
 _DEVICE_TYPE_GPU = 1  # enum ggml_backend_dev_type
 FLOAT_BYTES = 4
+_LEVEL_ERROR = 4  # enum ggml_log_level
 
 
 def all_finite(row: Any, count: int) -> bool:
@@ -93,21 +94,20 @@ class AbortFlag:
         self._text[0] = b"\0"
 
 
-class LastLines:
-    """The last errors that llama.cpp logged: they say what is wrong with a file. Never more than 2 kB."""
+class FirstError:
+    """The first error that llama.cpp logs: it says what is wrong with a file, those after it only that it failed."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        self._line = ""
         self._callback = llama.llama_log_callback(self._log)
         llama.llama_log_set(self._callback, ctypes.c_void_p(0))
 
     def take(self) -> str:
-        """Return the last error line and forget all."""
-        line = self._lines[-1] if self._lines else ""
-        self._lines.clear()
+        """Return it, and wait for the next one."""
+        line, self._line = self._line, ""
         return line
 
     def _log(self, level: int, text: bytes, _: object) -> None:
-        # Called by C: an exception here would be printed and lost. Level 4 is an error.
-        if level == 4 and text.strip():
-            self._lines = [*self._lines[-3:], text.decode(errors="replace").strip()[:256]]
+        # Called by C: an exception here would be printed and lost.
+        if level == _LEVEL_ERROR and not self._line:
+            self._line = text.decode(errors="replace").strip().rpartition("error loading model: ")[2][:256]

@@ -4,7 +4,7 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.llama.lowlevel import AbortFlag, LastLines, all_finite, amx_is_open, gpu_name, llama
+from runtime.llama.lowlevel import AbortFlag, FirstError, all_finite, amx_is_open, gpu_name, llama
 from runtime.llama.template import CHATML, ChatTemplate, RenderBounds
 
 # Prompt tokens per decode. Constant for a backend, never adapted to its speed: the shape of the batches decides the
@@ -58,7 +58,7 @@ class Model:
         slots: int,
         threads: int,
         abort: AbortFlag,
-        log: LastLines,
+        log: FirstError,
         bounds: RenderBounds,
     ) -> None:
         self._log = log

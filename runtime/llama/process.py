@@ -20,6 +20,7 @@ from runtime.llama import wire
 
 START_S_MAX = 20.0  # to import and to close the sandbox: 0.2 s on an idle machine
 STDERR_BYTES_MAX = 2_048  # the last words
+LAST_WORDS_S = 1.0  # between the end of the socket and that of the process
 _ERRORS: dict[str, type[EngineError]] = {
     "too_long": PromptTooLong,
     "template": BadTemplate,
@@ -42,6 +43,7 @@ class LlamaChild:
         readable: model files, or the directory of them.
         memory_bytes_max: address space that it can never go over.
         handle: takes what it says about generations; may raise `Unasked`.
+        main: the child's main; a test's own misbehaves.
 
     Attributes:
         sandbox: the level it reached, once it is ready.
@@ -54,8 +56,9 @@ class LlamaChild:
         readable: tuple[Path, ...],
         memory_bytes_max: int,
         handle: Callable[[GenerationMessage], None],
+        main: str = "runtime.llama.child",
     ) -> None:
-        self._process, sock = sandbox.spawn("runtime.llama.child", readable, memory_bytes_max)
+        self._process, sock = sandbox.spawn(main, readable, memory_bytes_max)
         sock.setblocking(False)
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self._handle = handle
@@ -65,6 +68,7 @@ class LlamaChild:
         self._owed: set[int] = set()  # calls without an end
         self._heard_at = trio.current_time()
         self._stderr = bytearray()
+        self._stderr_ended = trio.Event()
         self._verdict = ""
         self.sandbox = ""
         self.gpu = ""
@@ -114,6 +118,9 @@ class LlamaChild:
                 nursery.start_soon(self._read_stderr)
                 nursery.start_soon(self._watch)
                 await self._read()
+                if not self._verdict:
+                    with trio.move_on_after(LAST_WORDS_S):  # it ends by itself: hear what of
+                        await self._stderr_ended.wait()
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
@@ -186,6 +193,7 @@ class LlamaChild:
             while data := await pipe.receive_some(STDERR_BYTES_MAX):
                 self._stderr += data
                 del self._stderr[:-STDERR_BYTES_MAX]
+        self._stderr_ended.set()
 
     async def _watch(self) -> None:
         """Kill it when it owes an answer and says nothing: stopped, swapping, or in a loop that holds the GIL."""

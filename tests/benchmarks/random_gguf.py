@@ -35,6 +35,17 @@ class Shape:
 TINY = Shape(
     width=64, layers=2, heads=4, heads_kv=2, head_width=16, hidden=128, vocabulary=512, context_tokens=2_048
 )
+# About 2 ms a token: slow enough to be interrupted, quick enough to write.
+SLOW = Shape(
+    width=512,
+    layers=8,
+    heads=8,
+    heads_kv=4,
+    head_width=64,
+    hidden=2_048,
+    vocabulary=512,
+    context_tokens=4_096,
+)
 LLAMA_3_2_1B = Shape(
     width=2_048,
     layers=16,
@@ -81,7 +92,9 @@ def write(path: Path, shape: Shape, *, seed: int = 0, template: str = TEMPLATE) 
     def ones(name: str, size: int) -> None:
         writer.add_tensor(name, np.ones(size, dtype=np.float32))
 
-    matrix("token_embd.weight", shape.vocabulary, shape.width)
+    embeddings = _random_q4_0(rng, shape.vocabulary, shape.width)
+    embeddings[: len(SPECIAL)] = 0  # never the likeliest: a completion goes on to its cap
+    writer.add_tensor("token_embd.weight", embeddings, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
     ones("output_norm.weight", shape.width)
     for layer in range(shape.layers):
         ones(f"blk.{layer}.attn_norm.weight", shape.width)

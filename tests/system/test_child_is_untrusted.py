@@ -1,0 +1,116 @@
+"""The child's output is a stranger's: whatever it says, the daemon gets an answer or `EngineDied`, and a dead child."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import trio
+
+from runtime.engine import ChatMessage, Digest, EngineDied, Finished, Generation, Progress, Tokens
+from runtime.llama import wire
+from runtime.llama.call import Call
+from runtime.llama.process import LlamaChild, Unasked
+
+
+@asynccontextmanager
+async def rogue(directory: Path, name: str) -> AsyncIterator[tuple[LlamaChild, list[str]]]:
+    """Start the rogue; the list gets the verdict on it when it is gone."""
+    path = directory / name
+    path.touch()
+    child = LlamaChild((path,), 1 << 30, lambda _message: None, main="tests.system.rogue_child")
+    verdicts: list[str] = []
+
+    async def run() -> None:
+        verdicts.append(await child.run())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        yield child, verdicts
+
+
+QUESTION = wire.CountTokens(5, bytes(32), (("user", "Hi"),))
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [
+        ("garbage", "broke the protocol"),
+        ("huge", "a frame of 4294967295 bytes"),
+        ("ready twice", "ready twice"),
+        ("unasked", "call 6, which is not open"),
+        ("generates", "which asked for something else"),
+        ("silent", r"was silent for 2\.\d s"),
+        ("dies", "ended with status 1: no such luck"),
+    ],
+)
+async def test_a_child_that_misbehaves_is_ended(tmp_path: Path, name: str, verdict: str) -> None:
+    async with rogue(tmp_path, name) as (child, verdicts):
+        with pytest.raises(EngineDied, match=verdict):
+            await child.ask(QUESTION)
+
+    assert len(verdicts) == 1
+    assert not psutil.pid_exists(child.pid)
+
+
+@pytest.mark.system
+async def test_a_child_that_floods_its_stderr_is_not_stopped_by_it(tmp_path: Path) -> None:
+    async with rogue(tmp_path, "floods") as (child, _):
+        assert await child.ask(QUESTION) == wire.Counted(5, 3)
+        child.tell(wire.SetThreads(1))  # it ends by itself after one more message
+
+
+def call(tokens_max: int = 3, received: tuple[int, ...] = ()) -> Call:
+    request = Generation(Digest(bytes(32)), (ChatMessage("user", "Hi"),), tokens_max, received=received)
+    return Call(5, request)
+
+
+async def test_tokens_are_merged_while_nobody_reads() -> None:
+    asked = call()
+
+    asked.take(wire.Beat(5, "prefill", 1, 9))
+    asked.take(wire.Beat(5, "prefill", 8, 9))
+    asked.take(wire.NewTokens(5, (1,), "a"))
+    asked.take(wire.NewTokens(5, (2,), "b"))
+    asked.take(wire.Beat(5, "decode", 0, 0))  # tokens say more
+    asked.take(wire.Done(5, "stop", "c", 9, 2, 9, 0.0, 0.0))
+
+    frames = [await asked.next_frame() for _ in range(3)]
+    assert isinstance(frames[0], Progress)
+    assert frames[0].done == 8
+    assert frames[1] == Tokens((1, 2), "ab")
+    assert isinstance(frames[2], Finished)
+
+
+async def test_merged_frames_stay_small() -> None:
+    asked = call(tokens_max=1_000)
+    for token in range(1_000):
+        asked.take(wire.NewTokens(5, (token,), "word "))
+
+    frames = [await asked.next_frame() for _ in range(16)]
+
+    assert all(isinstance(frame, Tokens) and len(frame.ids) <= 64 for frame in frames)
+
+
+def test_more_tokens_than_asked_for_are_refused() -> None:
+    asked = call(tokens_max=3, received=(7,))
+    asked.take(wire.NewTokens(5, (1, 2), ""))
+
+    with pytest.raises(Unasked, match="has 4 tokens, expected at most 3"):
+        asked.take(wire.NewTokens(5, (3,), ""))
+
+
+def test_more_text_than_tokens_can_write_is_refused() -> None:
+    with pytest.raises(Unasked, match="5000 characters for 1 tokens"):
+        call().take(wire.NewTokens(5, (1,), "x" * 5_000))
+
+
+def test_a_false_count_at_the_end_is_refused() -> None:
+    """Money is paid for it."""
+    asked = call()
+    asked.take(wire.NewTokens(5, (1,), "a"))
+
+    with pytest.raises(Unasked, match="ended with 3 tokens, expected 1"):
+        asked.take(wire.Done(5, "stop", "", 9, 3, 9, 0.0, 0.0))
