@@ -74,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         return _refuse(_usage_line(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        return _refuse("stopped by Ctrl-C", INTERRUPTED)
+        status = INTERRUPTED
     except AgoraError as error:
         return _refuse(str(error), 1)
     except BrokenPipeError:  # `agora logs | head`: the reader has enough
@@ -83,6 +83,8 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         return _refuse(f"{what}{error.strerror or error}", 1)
+    if status == INTERRUPTED:  # typer's own way to tell of it
+        return _refuse("stopped by Ctrl-C", INTERRUPTED)
     return status if isinstance(status, int) else 0
 
 

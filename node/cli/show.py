@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-FOLD_WIDTH_MIN = 8  # characters; a terminal too narrow for its table cuts the others
+FOLD_WIDTH_MIN = 6  # characters; a terminal too narrow for its table cuts the others
 MICRO = 1_000_000  # micro-credits in a credit
 
 out = Console(highlight=False)

@@ -122,7 +122,7 @@ class Demo:
         self._stage.line("look", f"{agora} jobs --home {ann.home}; {agora} ledger --home {ann.home}")
         self._stage.line("OpenAI", f"base_url {ann.gateway}/v1  api_key {self._keys[ANN]}  model {MODEL}")
         self._stage.line("", "header 'X-Agora-Privacy: mesh', as bob and cleo are other owners")
-        self._stage.line("stop", f"kill {pids}; rm -r {self._directory}")
+        self._stage.line("stop", f"kill {pids}; sleep 1; rm -r {self._directory}")
 
     def show_logs(self, log: str) -> None:
         """Print what the failing daemon last said; where nobody knows which one that was, what all of them did."""

@@ -1,0 +1,74 @@
+"""The demo is run as a user runs it, and has to show what it promises."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.system
+
+DEMO = (sys.executable, "-m", "node.cli", "demo")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The demo's directories go where the test can look."""
+    return {**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "100"}
+
+
+def daemons(tmp_path: Path) -> list[psutil.Process]:
+    """Processes that were told of a directory of this test."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(str(tmp_path) in word for word in process.info["cmdline"] or ())
+    ]
+
+
+def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:
+    """Bids and a decline with its reason, a kill in mid-answer that loses nothing, and ledgers that sum to zero."""
+    done = subprocess.run(
+        DEMO, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=110, check=False
+    )
+
+    shown = done.stdout
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "decline   cleo  context: " in shown
+    assert "lease     " in shown
+    assert re.search(r"kill -9 \d+: (bob|cleo) is dead", shown)
+    assert "the same text as undisturbed: no token lost, none repeated" in shown
+    assert shown.count("signed by both") >= 6
+    assert re.search(r"^  sum +0\.000000 +0\.000000 +0\.000000$", shown, re.MULTILINE)
+    assert "together  0.000000 credits" in shown
+    assert daemons(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_stopped_leaves_no_process_and_no_file(tmp_path: Path, ending: signal.Signals) -> None:
+    with subprocess.Popen(
+        DEMO,
+        cwd=ROOT,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as demo:
+        assert demo.stdout is not None
+        assert demo.stderr is not None
+        while "joined    cleo" not in (line := demo.stdout.readline()):
+            assert line, demo.stderr.read()
+        running = [process for process in daemons(tmp_path) if process.pid != demo.pid]
+        os.killpg(demo.pid, ending)
+        errors = demo.stderr.read()
+
+    assert len(running) >= 3
+    assert (demo.returncode, errors) == (130, "stopped by Ctrl-C\n")
+    assert daemons(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
