@@ -102,7 +102,7 @@ class Daemon:
             status = self._process.poll()
             how = "not ready in time" if status is None else f"ended with status {status}"
             raise DemoFailed(f"{self.name}'s daemon {how}, expected a ready line", self.log())
-        ready = json.loads(line)
+        self.ready = ready = json.loads(line)
         self.peer_id, self.gateway, self.listen = ready["peer_id"], ready["gateway"], ready["listen"][0]
 
     def kill(self) -> None:
