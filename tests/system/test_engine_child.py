@@ -94,8 +94,7 @@ def test_the_child_ends_when_the_daemon_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, trio\n"
         "from pathlib import Path\n"
-        "from runtime.llama.backend import LlamaEngine
-from runtime.model_store import ModelStore\n"
+        "from runtime.model_store import ModelStore\n"
         "from tests.system.engines import running\n"
         "async def main():\n"
         "    async with running(ModelStore(Path(sys.argv[1]))) as engine:\n"
