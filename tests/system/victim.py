@@ -52,9 +52,8 @@ def validate(data: bytes, _peer: PeerId) -> Verdict:
 
 async def main(settings: dict[str, Any]) -> None:
     journal = PrintingJournal()
-    host = Host(
-        Identity.generate(), HostSettings(listen=("/ip4/127.0.0.1/tcp/0",), mdns=False, **settings), journal
-    )
+    chosen = {"listen": ("/ip4/127.0.0.1/tcp/0",), "mdns": False, **settings}
+    host = Host(Identity.generate(), HostSettings(**chosen), journal)
     host.serve(ECHO, echo)
     host.serve(FLOOD, flood)
     host.serve(RAISE, fail)
