@@ -6,16 +6,16 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn
 
 from node.cli.show import cell, credit, short
-from node.demo.client import Client
-from node.demo.processes import Daemon, DemoFailed, verb
 from node.demo.stage import Stage, Stopwatch, balances
+from node.local_mesh.client import Client
+from node.local_mesh.processes import Daemon, LocalMeshFailed, until, verb
 
 MODEL_FILE: Final = Path("examples/tiny_model/tiny-q8_0.gguf")
 MODEL: Final = "tiny"
@@ -26,8 +26,6 @@ SHORT_TOKENS_MAX: Final = 50
 LONG_TOKENS_MAX: Final = 300
 KILL_AFTER_PIECES: Final = 40  # of about 250
 PAUSE_SEEN_S: Final = 0.02  # a token takes a millisecond or two: such a gap is the change of sellers
-WAIT_TIMEOUT_S: Final = 30.0
-POLL_INTERVAL_S: Final = 0.05
 
 ANN, BOB, CLEO = "ann", "bob", "cleo"
 # cleo is the cheaper one, and small: what may take more than 512 tokens it has to decline
@@ -46,7 +44,9 @@ def run(*, keep: bool, model: Path | None = None) -> None:
     """
     file = model or Path(__file__).resolve().parent.parent.parent / MODEL_FILE
     if not file.is_file():
-        raise DemoFailed(f"no model {file}, expected a GGUF; run in a checkout or give --model FILE.gguf")
+        raise LocalMeshFailed(
+            f"no model {file}, expected a GGUF; run in a checkout or give --model FILE.gguf"
+        )
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _interrupt)
     directory = Path(tempfile.mkdtemp(prefix="agora-demo-"))
@@ -57,7 +57,7 @@ def run(*, keep: bool, model: Path | None = None) -> None:
         if keep:
             demo.leave_running()
             is_kept = True
-    except DemoFailed as error:
+    except LocalMeshFailed as error:
         demo.show_logs(error.log)
         raise
     finally:
@@ -228,11 +228,11 @@ class Demo:
             stage.end_answer()
         job = self._settled(answer.job_id)
         if not killed_s or len(job["attempts"]) < 2:
-            raise DemoFailed(
+            raise LocalMeshFailed(
                 f"the answer was over before {victim.name} was killed, expected a kill in its middle"
             )
         if "".join(pieces) != undisturbed:
-            raise DemoFailed("the answer differs from the undisturbed one, expected the same text")
+            raise LocalMeshFailed("the answer differs from the undisturbed one, expected the same text")
         self._show_failover(job, gap_s)
         return victim
 
@@ -283,7 +283,7 @@ class Demo:
         signed = f" over {len(receipts)} receipts, each signed by both"
         stage.line("together", (f"{credit(sum(own.values()))} credits", "bold green"), signed)
         if own[ANN] >= 0:
-            raise DemoFailed(f"ann's balance is {own[ANN]}, expected less than zero after buying")
+            raise LocalMeshFailed(f"ann's balance is {own[ANN]}, expected less than zero after buying")
 
     def _agreeing_books(self) -> dict[str, Any]:
         """Return the ledgers once each sums to zero, and ann's, who was in all trades, is what the others say of themselves."""
@@ -310,20 +310,6 @@ class Demo:
         for receipt in self._clients[ANN].get("/api/ledger")["receipts"]:
             if receipt["job_id"] == job["job_id"]:
                 self._stage.receipt(receipt)
-
-
-def until(what: str, check: Callable[[], Any]) -> Any:
-    """Return what `check` returns as soon as it is true.
-
-    Raises:
-        DemoFailed: it was not, for half a minute.
-    """
-    deadline = time.monotonic() + WAIT_TIMEOUT_S
-    while not (found := check()):
-        if time.monotonic() > deadline:
-            raise DemoFailed(f"waited {WAIT_TIMEOUT_S:.0f} s, expected that {what}")
-        time.sleep(POLL_INTERVAL_S)
-    return found
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""A client of the founder's gateway, over HTTP as any OpenAI client would be; it knows nothing else of the mesh."""
+"""A client of a gateway, over HTTP as any OpenAI client would be; it knows nothing else of the mesh."""
 
 import json
 import time
@@ -9,14 +9,17 @@ from typing import Any
 
 import httpx
 
-from node.demo.processes import DemoFailed
+from node.local_mesh.processes import LocalMeshFailed
 
 TIMEOUT_S = 30.0  # without a byte
 
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of the answer, and when it came (seconds, monotonic)."""
+    """A piece of the answer, one for each token, and when it came (seconds, monotonic).
+
+    The text is empty when a token did not make any certain yet.
+    """
 
     text: str
     at_s: float
@@ -35,11 +38,11 @@ class Answer:
                 continue
             chunk = json.loads(line.removeprefix("data: "))
             if "error" in chunk:
-                raise DemoFailed(f"the answer broke off: {chunk['error']['message']}")
+                raise LocalMeshFailed(f"the answer broke off: {chunk['error']['message']}")
             for choice in chunk["choices"]:
-                text = choice["delta"].get("content")
-                if text:
-                    yield Delta(text, time.monotonic())
+                delta = choice["delta"]
+                if "content" in delta and "role" not in delta:  # the first says only who speaks
+                    yield Delta(delta["content"], time.monotonic())
 
 
 class Client:
@@ -56,7 +59,7 @@ class Client:
         """Stream the answer to one question, which any member may read.
 
         Raises:
-            DemoFailed: the gateway refuses.
+            LocalMeshFailed: the gateway refuses.
         """
         body: dict[str, Any] = {
             "model": model,
@@ -69,7 +72,7 @@ class Client:
         with self._http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
             if response.status_code != httpx.codes.OK:
                 response.read()
-                raise DemoFailed(f"the gateway answered {response.status_code}: {response.text}")
+                raise LocalMeshFailed(f"the gateway answered {response.status_code}: {response.text}")
             yield Answer(response, response.headers["x-agora-job"])
 
     def refusal(self, model: str, question: str, *, privacy: str) -> dict[str, Any]:
@@ -78,7 +81,7 @@ class Client:
         headers = {"X-Agora-Privacy": privacy}
         response = self._http.post("/v1/chat/completions", json=body, headers=headers)
         if response.status_code == httpx.codes.OK:
-            raise DemoFailed("the gateway answered a request that it had to refuse")
+            raise LocalMeshFailed("the gateway answered a request that it had to refuse")
         error: dict[str, Any] = response.json()["error"]
         return {"status": response.status_code, **error}
 
@@ -91,7 +94,7 @@ class Client:
         """Return a listing of the mesh's API."""
         response = self._http.get(path)
         if response.status_code != httpx.codes.OK:
-            raise DemoFailed(f"{path} answered {response.status_code}: {response.text}")
+            raise LocalMeshFailed(f"{path} answered {response.status_code}: {response.text}")
         return response.json()
 
     def close(self) -> None:

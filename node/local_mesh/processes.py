@@ -1,4 +1,4 @@
-"""The demo's daemons: real processes with home directories of their own, each ended by its id whatever happens."""
+"""Daemons: real processes with home directories of their own, each ended by its id whatever happens."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,10 +18,12 @@ READY_TIMEOUT_S = 30.0
 VERB_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
 LOG_LINES = 15
+WAIT_TIMEOUT_S = 30.0
+POLL_INTERVAL_S = 0.05
 
 
-class DemoFailed(AgoraError):
-    """Something that the demo promises did not happen; one line, and `log` has the daemon's last ones."""
+class LocalMeshFailed(AgoraError):
+    """Something that had to happen did not; one line, and `log` has the daemon's last ones."""
 
     def __init__(self, message: str, log: str = "") -> None:
         super().__init__(message)
@@ -32,7 +34,7 @@ def verb(*arguments: str, home: Path, environ: dict[str, str] | None = None) -> 
     """Run one verb of the command line with `--json` and return what it printed.
 
     Raises:
-        DemoFailed: it ended with another status than 0.
+        LocalMeshFailed: it ended with another status than 0.
     """
     done = subprocess.run(
         [*AGORA, *arguments, "--home", str(home), "--json"],
@@ -44,7 +46,9 @@ def verb(*arguments: str, home: Path, environ: dict[str, str] | None = None) -> 
         check=False,
     )
     if done.returncode != 0:
-        raise DemoFailed(f"agora {' '.join(arguments[:2])}: {done.stderr.strip()}", _last_lines(done.stderr))
+        raise LocalMeshFailed(
+            f"agora {' '.join(arguments[:2])}: {done.stderr.strip()}", _last_lines(done.stderr)
+        )
     return json.loads(done.stdout)
 
 
@@ -66,8 +70,8 @@ class Daemon:
         self.peer_id = ""
         self.gateway = ""
         self.ready: dict[str, Any] = {}
-        self._launcher = launcher
         self.listen = ""
+        self._launcher = launcher
         self._log_path = home.with_suffix(".log")
         self._process: subprocess.Popen[str] | None = None
 
@@ -81,7 +85,7 @@ class Daemon:
         """Start it, on free ports of loopback unless told otherwise, and wait until it is ready.
 
         Raises:
-            DemoFailed: it ended first, or is not ready in time.
+            LocalMeshFailed: it ended first, or is not ready in time.
         """
         command = [*self._launcher, *AGORA, "up", "--home", str(self.home)]
         command += ["--listen", listen, "--gateway", "127.0.0.1:0"]
@@ -94,14 +98,14 @@ class Daemon:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                start_new_session=True,  # Ctrl-C reaches the demo alone, which then ends its daemons in order
+                start_new_session=True,  # Ctrl-C reaches the starter alone, which then ends its daemons in order
             )
         assert self._process.stdout is not None
         line = _first_line(self._process.stdout, READY_TIMEOUT_S)
         if not line:
             status = self._process.poll()
             how = "not ready in time" if status is None else f"ended with status {status}"
-            raise DemoFailed(f"{self.name}'s daemon {how}, expected a ready line", self.log())
+            raise LocalMeshFailed(f"{self.name}'s daemon {how}, expected a ready line", self.log())
         self.ready = ready = json.loads(line)
         self.peer_id, self.gateway, self.listen = ready["peer_id"], ready["gateway"], ready["listen"][0]
 
@@ -154,6 +158,20 @@ class Daemon:
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._process = None
+
+
+def until(what: str, check: Callable[[], Any], *, pause_s: float = POLL_INTERVAL_S) -> Any:
+    """Return what `check` returns as soon as it is true.
+
+    Raises:
+        LocalMeshFailed: it was not, for half a minute.
+    """
+    deadline = time.monotonic() + WAIT_TIMEOUT_S
+    while not (found := check()):
+        if time.monotonic() > deadline:
+            raise LocalMeshFailed(f"waited {WAIT_TIMEOUT_S:.0f} s, expected that {what}")
+        time.sleep(pause_s)
+    return found
 
 
 def _first_line(stream: IO[str], timeout_s: float) -> str:
