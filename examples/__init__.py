@@ -1,0 +1,1 @@
+"""Programs to read and run: a real tiny model with its recipe, and clients of the gateway."""
