@@ -63,6 +63,7 @@ class Discovery:
                 except trio.RunFinishedError:
                     return
 
+        ready()  # announcing takes a second, and a network without multicast is no reason not to start
         zeroconf = await trio.to_thread.run_sync(Zeroconf)
         try:
             await trio.to_thread.run_sync(zeroconf.register_service, self._service_info())
@@ -70,7 +71,6 @@ class Discovery:
                 lambda: ServiceBrowser(zeroconf, SERVICE, handlers=[hear])
             )
             try:
-                ready()
                 async with receive:
                     async for text in receive:
                         await self._report(text)

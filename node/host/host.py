@@ -34,7 +34,9 @@ from protocol.topics import StreamProtocol, Topic
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
-RESTART_DELAY_S = 0.2  # a part that dies at once, again and again, may not spin
+RESTART_DELAY_S = 0.2
+RESTART_DELAY_S_MAX = 30.0  # a part that dies at once, again and again, may not spin
+STEADY_S = 10.0  # a part that lived for this long has not died at once
 RESTART_WAIT_S = 3.0  # how long a caller waits for a part that is being restarted
 RELAY_RETRY_S = 10.0  # between attempts to get a place at a relay
 
@@ -190,7 +192,9 @@ class Host:
                 has_started = True
                 task_status.started()
 
+        delay_s = RESTART_DELAY_S / 2
         while True:
+            began_at = trio.current_time()
             try:
                 await part(ready)
             except* Exception as group:
@@ -200,7 +204,9 @@ class Host:
                 while isinstance(first, BaseExceptionGroup):
                     first = first.exceptions[0]
                 self._journal.write("host_died", part=name, error=type(first).__name__, at=place_of(first))
-            await trio.sleep(RESTART_DELAY_S)
+            has_lived = trio.current_time() - began_at > STEADY_S
+            delay_s = RESTART_DELAY_S if has_lived else min(2 * delay_s, RESTART_DELAY_S_MAX)
+            await trio.sleep(delay_s)
 
     async def _run_gossip(self, ready: Callable[[], None]) -> None:
         gossip = Gossip(

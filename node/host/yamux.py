@@ -330,7 +330,7 @@ class Connection:
             with trio.move_on_after(silence_s):
                 await self._pong.wait()
                 self.round_trip_s = trio.current_time() - sent_at
-            if not self._pong.is_set() and self.heard_at < sent_at:
+            if not self._pong.is_set() and self.heard_at <= sent_at:
                 self.close(f"silent for {silence_s} s")
                 return
             if self._busy:
