@@ -94,7 +94,10 @@ def main() -> int:
         )
     print("setting up .venv; the first time llama.cpp is compiled, which takes 5 to 9 minutes", flush=True)
     STAMP.unlink(missing_ok=True)
-    subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    if subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=False).returncode != 0:
+        return refuse(
+            "no virtual environment could be made, expected Python's venv (Debian: apt install python3-venv)"
+        )
     with Progress() as progress:
         status, last_lines = install(progress)
     if status != 0:
@@ -142,4 +145,7 @@ def refuse(message: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(refuse("stopped by Ctrl-C; run it again to go on"))
