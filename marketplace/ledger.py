@@ -21,10 +21,10 @@ from marketplace.accounts import Accounts
 from marketplace.receipt import amount_micro
 from marketplace.refusal import Contradiction, Refused
 from protocol import limits
-from protocol.envelope import Sealed, open_sealed
+from protocol.envelope import Sealed, narrow, open_sealed
 from protocol.errors import RemoteProtocolError
 from protocol.identity import PeerId
-from protocol.messages import Accept, Award, Countersignature, Entry, Receipt
+from protocol.messages import Accept, Award, Countersignature, Entry, Income, Receipt
 
 EARLY_MAX = 4_096  # entries kept for awards not heard of yet: a seller's log may come first
 IDLE_GRACE_MS = (
@@ -87,6 +87,8 @@ class Ledger:
                 return self._apply_receipt(cast("Sealed[Receipt]", entry))
             case Countersignature():
                 return self._apply_countersignature(cast("Sealed[Countersignature]", entry))
+            case Income():
+                return self._apply_income(cast("Sealed[Income]", entry))
         return Refused("malformed", f"{type(entry.message).kind} is no entry of a ledger")
 
     def _apply_award(self, award: Sealed[Award]) -> Refused | Contradiction | None:
@@ -201,6 +203,21 @@ class Ledger:
             del self._early[entry.id]
         found = [self.apply(entry) for entry in entries]
         return next((result for result in found if isinstance(result, Contradiction)), None)
+
+    def _apply_income(self, entry: Sealed[Income]) -> Refused | Contradiction | None:
+        """Two entries of the payer, shown by the payee: they count as if the payer's own log had been heard."""
+        try:
+            award = narrow(open_sealed(entry.message.award, mesh=self._mesh), Award)
+            countersigned = narrow(
+                open_sealed(entry.message.countersignature, mesh=self._mesh), Countersignature
+            )
+        except RemoteProtocolError as error:
+            return Refused("malformed", str(error))
+        if award is None or countersigned is None:
+            return Refused("malformed", "an income holds an award and its countersignature")
+        if award.message.seller != entry.sender:
+            return Refused("parties", f"income of {entry.sender} by an award to {award.message.seller}")
+        return self._apply_award(award) or self._apply_countersignature(countersigned)
 
     def _receipt_in(self, entry: Sealed[Countersignature]) -> Sealed[Receipt]:
         opened = open_sealed(entry.message.receipt, mesh=self._mesh, kinds=frozenset({"receipt"}))

@@ -214,20 +214,6 @@ class Logbook:
             raise error
         return len(fresh)
 
-    async def witness(self, entry: Sealed[Entry]) -> None:
-        """Keep a bilateral entry that binds us, although its author's log has gaps for us; it counts at once.
-
-        A buyer's log has entries with other sellers between those with us. Waiting for them would cost a round trip
-        before the first token, so they are pulled afterwards.
-
-        Raises:
-            Equivocation: its author signed another entry with this index.
-            StoreFull: the disk is.
-        """
-        self._check_witnessed(entry)
-        await self._store.append([Record(ENTRY, entry.id, entry.raw)])
-        self._fold_loosely(entry)
-
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Write own entries in groups, in the order they were asked for."""
         task_status.started()
@@ -255,6 +241,14 @@ class Logbook:
         return waiting
 
     def _check_witnessed(self, entry: Sealed[Entry]) -> None:
+        """Check a bilateral entry that binds us, although its author's log may have gaps for us: it counts at once.
+
+        A buyer's log has entries with other sellers between those with us. Waiting for them would cost a round trip
+        before the first token, so they are pulled afterwards.
+
+        Raises:
+            Equivocation: its author signed another entry with this index.
+        """
         known = self.entries(entry.sender, "bilateral", entry.message.index)
         other = known[0] if known else self._loose.get((entry.sender, entry.message.index), entry)
         if other.id != entry.id:

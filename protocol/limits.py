@@ -6,8 +6,12 @@ MIB = 1024 * KIB
 # --- bytes -------------------------------------------------------------------------------------------------------
 ADVERT_BYTES_MAX = 2 * KIB  # kept for each known peer, and sent often
 BID_BYTES_MAX = 1 * KIB
-MARKET_BYTES_MAX = 8 * KIB  # requests, awards, accepts, countersignatures
-RECEIPT_BYTES_MAX = 4 * KIB  # half of its countersignature, which carries it; two of those fit into an evidence
+AWARD_BYTES_MAX = 2 * KIB
+MARKET_BYTES_MAX = 8 * KIB  # requests and incomes
+RECEIPT_BYTES_MAX = (
+    4 * KIB
+)  # its countersignature carries it, and the income carries that and the award in 8 KiB
+COUNTERSIGNATURE_BYTES_MAX = 5 * KIB
 ASSEMBLY_BYTES_MAX = 32 * KIB  # a charter with a full roll fits
 GOSSIP_BYTES_MAX = 64 * KIB
 HELLO_BYTES_MAX = 96 * KIB  # 256 heads and a sample of 20 adverts

@@ -383,7 +383,7 @@ class Award(Entry, frozen=True, kw_only=True):
     """
 
     kind = "award"
-    bytes_max = limits.MARKET_BYTES_MAX
+    bytes_max = limits.AWARD_BYTES_MAX
     log = "bilateral"
 
     request: Hash
@@ -497,10 +497,24 @@ class Countersignature(Entry, frozen=True, kw_only=True):
     """The payer agrees. It carries the receipt itself, so that one entry proves the whole payment to anybody."""
 
     kind = "countersignature"
-    bytes_max = limits.MARKET_BYTES_MAX
+    bytes_max = limits.COUNTERSIGNATURE_BYTES_MAX
     log = "bilateral"
 
     receipt: Annotated[bytes, Meta(max_length=limits.RECEIPT_BYTES_MAX)]
+
+
+class Income(Entry, frozen=True, kw_only=True):
+    """The payee keeps the proof of what it earned, in its own log: the award and the payer's countersignature.
+
+    Who is about to extend it credit asks for that log alone, and sees what it has earned as well as what it owes.
+    """
+
+    kind = "income"
+    bytes_max = limits.MARKET_BYTES_MAX
+    log = "bilateral"
+
+    award: Annotated[bytes, Meta(max_length=limits.AWARD_BYTES_MAX)]
+    countersignature: Annotated[bytes, Meta(max_length=limits.COUNTERSIGNATURE_BYTES_MAX)]
 
 
 class SettlementWanted(Message, frozen=True, kw_only=True):
@@ -588,6 +602,7 @@ MESSAGES: tuple[type[Message], ...] = (
     Cancel,
     Receipt,
     Countersignature,
+    Income,
     SettlementWanted,
     Accepted,
 )

@@ -17,7 +17,7 @@ from node.directory import Directory
 from node.journal import Journal
 from node.logbook import Logbook
 from node.services.advertiser import Advertiser
-from node.services.sync import Sync
+from node.services.sync import PULL_TIMEOUT_S, Sync
 from node.store import Record, Store
 from node.wire import Wire
 from protocol import limits
@@ -33,7 +33,8 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
 
 ADDRESS = "address"  # the store's record kind: where a member was last reached
 CONNECTED_WANTED = 8  # members we dial by ourselves; more may dial us
-DIAL_BACKOFF_MIN_S = 1.0
+DIAL_BACKOFF_FIRST_S = 0.1  # at our own start the mesh comes up a moment after us
+DIAL_BACKOFF_MIN_S = 1.0  # after a connection that did not last
 DIAL_BACKOFF_MAX_S = 30.0
 GREET_AGAIN_S = 30.0  # one member drawn by lot: mends what gossip lost, well within the 60 s of a revocation
 CLOCK_SKEW_WORTH_SAYING_MS = 5_000
@@ -174,9 +175,11 @@ class Meeting:
         """
         peer_id = hello.sender
         assembly = self._logbook.assembly
-        if not assembly.is_member(peer_id):
-            # Perhaps it was admitted while we were away. Its entries prove themselves, whoever hands them over.
-            await self._pull_assembly(peer_id, hello.message.heads)
+        if assembly.is_member(peer_id):
+            self._greeted.setdefault(peer_id, trio.Event()).set()  # in time, however long the pull takes
+        # First who belongs: the sender was perhaps admitted while we were away, and the adverts of members that we have
+        # not heard of yet would be dropped. The entries prove themselves, whoever hands them over.
+        await self._pull_assembly(peer_id, hello.message.heads)
         if not assembly.is_member(peer_id):
             raise NotAuthorised(f"peer {peer_id} is not a member of this mesh")
         offset_ms = self._members_time.note(peer_id, hello.time_ms)
@@ -188,15 +191,15 @@ class Meeting:
             if raw:
                 self._advertiser.hear(raw, peer_id)
         await self._confirm_own(peer_id, hello.message.yours)
-        for head in hello.message.heads:
-            if head.log == "assembly" and self._sync.lacks(head):
-                self._sync.want(peer_id, PeerId(head.author), "assembly")
         self._journal.write("peer_met", peer=peer_id, owner=assembly.member(peer_id).owner)
 
     async def _pull_assembly(self, peer_id: PeerId, heads: tuple[Head, ...]) -> None:
-        for head in heads:
-            if head.log == "assembly" and self._sync.lacks(head):
-                await self._sync.pull(peer_id, PeerId(head.author), "assembly")
+        with trio.move_on_after(
+            PULL_TIMEOUT_S
+        ):  # for all of them: a peer may name many heads and answer slowly
+            for head in heads:
+                if head.log == "assembly" and self._sync.lacks(head):
+                    await self._sync.pull(peer_id, PeerId(head.author), "assembly")
 
     async def _confirm_own(self, peer_id: PeerId, yours: tuple[Head, ...]) -> None:
         """Find our own newest entries: after a restore, a peer may know more of us than we do."""
@@ -240,7 +243,10 @@ class Meeting:
                         continue
                     reached = await self._dial(address)
                     pause = min(
-                        DIAL_BACKOFF_MAX_S, DIAL_BACKOFF_MIN_S if reached else pauses.get(address, 0.5) * 2
+                        DIAL_BACKOFF_MAX_S,
+                        DIAL_BACKOFF_MIN_S
+                        if reached
+                        else 2 * pauses.get(address, DIAL_BACKOFF_FIRST_S / 2),
                     )
                     pauses[address] = pause
                     due[address] = self._clock.now() + pause * self._rng.uniform(0.8, 1.2)

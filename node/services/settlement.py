@@ -37,6 +37,7 @@ from protocol.messages import (
     Award,
     Countersignature,
     Head,
+    Income,
     Receipt,
     SettlementWanted,
     Work,
@@ -248,7 +249,15 @@ class Settlement:
             raise RemoteProtocolError(
                 f"countersignature has {fault.field} {fault.found}, expected {fault.expected}"
             )
-        await self._logbook.witness(countersignature)
+        award = self._logbook.ledger.award(receipt.message.award)
+        assert award is not None, "a receipt is only written under an award that is held"
+        await self._logbook.write(
+            Income,
+            lambda index, prev: Income(
+                index=index, prev=prev, award=award.raw, countersignature=countersignature.raw
+            ),
+            witnessing=countersignature,
+        )
         terms = receipt.message
         self._exposure.settle(PeerId(terms.payer), terms.job_id, terms.attempt)
         self._journal.write(

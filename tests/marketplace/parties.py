@@ -11,6 +11,7 @@ from protocol.messages import (
     Bid,
     Countersignature,
     Decline,
+    Income,
     Message,
     Receipt,
     Request,
@@ -145,3 +146,8 @@ def countersigned(
 ) -> Sealed[Countersignature]:
     message = Countersignature(index=1, prev=NO_HASH, receipt=of.raw)
     return sealed(signer or of.message.payer, message, at_ms=at_ms)
+
+
+def income(of: Sealed[Award], paid: Sealed[Countersignature], *, by: str | None = None) -> Sealed[Income]:
+    message = Income(index=2, prev=NO_HASH, award=of.raw, countersignature=paid.raw)
+    return sealed(by or of.message.seller, message)

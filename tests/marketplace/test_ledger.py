@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from marketplace.ledger import EARLY_MAX, IDLE_GRACE_MS, Ledger, Payment
 from marketplace.refusal import Contradiction, Refused
 from protocol.envelope import Sealed, seal
-from protocol.messages import Entry
+from protocol.messages import Entry, Income
 from tests.marketplace.parties import (
     ANN,
     ANN_KEY,
@@ -22,6 +22,7 @@ from tests.marketplace.parties import (
     accept,
     award,
     countersigned,
+    income,
     receipt,
 )
 
@@ -106,6 +107,44 @@ def test_the_accept_is_found_by_its_award() -> None:
 
     assert ledger.award(award().id) == award()
     assert ledger.accept(award().id) == accept(award())
+
+
+def test_an_earners_own_log_proves_its_income_to_who_never_met_the_payer() -> None:
+    """A seller about to extend credit asks for the buyer's log alone: debts without income would starve good members."""
+    ledger = Ledger(MESH)
+
+    assert ledger.apply(income(award(), countersigned(receipt(award())))) is None
+
+    assert ledger.balance_micro(ANN) == 300
+    assert ledger.total_micro() == 0
+
+
+def test_income_heard_from_both_sides_counts_once() -> None:
+    paid = countersigned(receipt(award()))
+
+    ledger = ledger_of(award(), paid, income(award(), paid))
+
+    assert ledger.balance_micro(ANN) == 300
+
+
+def test_income_by_an_award_to_another_is_refused() -> None:
+    paid = countersigned(receipt(award()))
+    ledger = Ledger(MESH)
+
+    assert isinstance(ledger.apply(income(award(), paid, by=BOB)), Refused)
+    assert ledger.balances() == {}
+
+
+def test_income_of_garbage_is_refused_as_a_value() -> None:
+    garbage = seal(
+        Income(index=0, prev=bytes(32), award=b"x", countersignature=b"y"),
+        ANN_KEY,
+        mesh=MESH,
+        seq=(1, 9),
+        time_ms=1,
+    )
+
+    assert isinstance(Ledger(MESH).apply(garbage), Refused)
 
 
 # --- holds --------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def test_the_assemblys_topic_carries_the_entries_of_its_log_and_nothing_else() -
 
 
 def test_every_kind_has_a_way_to_travel() -> None:
-    """An invitation travels out of band, inside an invite text."""
+    """An invitation travels out of band, inside an invite text; an income only ever inside `entries`."""
     carried = set().union(*CARRIES.values(), *(topic.kinds for topic in TOPICS))
 
-    assert set(BY_KIND) - carried == {"invitation"}
+    assert set(BY_KIND) - carried == {"invitation", "income"}

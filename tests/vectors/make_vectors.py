@@ -41,6 +41,7 @@ from protocol.messages import (  # noqa: E402
     FinishedFrame,
     Head,
     Hello,
+    Income,
     Invitation,
     JoinRequest,
     Message,
@@ -345,10 +346,15 @@ def _market(vectors: _Vectors) -> None:
         ),
         SELLER,
     )
-    vectors.add(
+    countersignature = vectors.add(
         "the payer agrees: entry 1 of the buyer's bilateral log, with the receipt inside",
         Countersignature(index=1, prev=award.id, receipt=receipt.raw),
         FOUNDER,
+    )
+    vectors.add(
+        "the payee keeps the proof: entry 2 of the seller's bilateral log",
+        Income(index=2, prev=receipt.id, award=award.raw, countersignature=countersignature.raw),
+        SELLER,
     )
     vectors.add("how much of it arrived?", SettlementWanted(award=award.id, job_id=JOB, attempt=1), SELLER)
     vectors.add(
