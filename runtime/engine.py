@@ -144,6 +144,10 @@ class EngineError(AgoraError):
     """The engine could not do it; the message is one line for the user."""
 
 
+class BadRequest(EngineError):
+    """A field of the request is outside of what an engine takes; the message names it."""
+
+
 class UnknownModel(EngineError):
     """No such model on this engine."""
 

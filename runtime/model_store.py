@@ -195,7 +195,7 @@ class ModelStore:
 
         model = bytes(32)
         memory = memory_needed(size_bytes, header.kv_bytes_per_token * TRIAL_CONTEXT_TOKENS)
-        load = wire.Load(2, model, str(path), TRIAL_CONTEXT_TOKENS, 1, 1, memory, calibrate=False)
+        load = wire.Load(2, model, str(path), TRIAL_CONTEXT_TOKENS, 1, 1, memory, tokens_per_s=1.0)
         question = wire.Generate(3, model, (("user", "Hello"),), TRIAL_TOKENS, _GREEDY, (), ())
         async with _child(path, handle, ended) as child:
             try:
@@ -252,9 +252,11 @@ async def _child(
 
 def _link_or_copy(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)  # not the link itself, if it is one
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
+        with target.open("rb") as copy:
+            os.fsync(copy.fileno())  # the card must not outlive the content through a power loss
 
 
 def _digest(path: Path, on_progress: Callable[[int, int], None]) -> bytes:

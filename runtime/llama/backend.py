@@ -39,6 +39,7 @@ from runtime.engine import (
 from runtime.llama import wire
 from runtime.llama.call import Call
 from runtime.llama.process import GenerationMessage, LlamaChild, memory_needed
+from runtime.llama.request import check
 from runtime.model_store import ModelStore
 
 if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own types
@@ -136,9 +137,10 @@ class LlamaEngine:
     async def count_tokens(self, model: Digest, messages: tuple[ChatMessage, ...]) -> int:
         """Return the number of prompt tokens of the rendered chat; the model is loaded for it."""
         self._check_model(model)
+        request = Generation(model=model, messages=messages, tokens_max=0)
+        check(request)
         if self._child is None or model not in self._loaded:
             # A generation of no tokens loads the model, waits its turn, and counts.
-            request = Generation(model=model, messages=messages, tokens_max=0)
             async with aclosing(self.generate(request)) as generation:
                 async for frame in generation:
                     if isinstance(frame, Finished):
@@ -152,6 +154,7 @@ class LlamaEngine:
     async def generate(self, request: Generation) -> AsyncGenerator[Frame, None]:
         """Yield the frames of one generation. See the port."""
         self._check_model(request.model)
+        check(request)
         if len(self._running) >= self._slots and len(self._waiting) >= self._queue_max:
             raise EngineBusy(
                 f"{len(self._waiting)} requests wait already, expected fewer than {self._queue_max}"
@@ -196,15 +199,11 @@ class LlamaEngine:
         self._is_running = True
         try:
             while True:
-                child = LlamaChild((self._store.directory,), self._memory_bytes_max, self._take)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._serve, child, announce)
-                    verdict = await child.run()
-                    nursery.cancel_scope.cancel()
+                was_ready, verdict = await self._live_once(announce)
                 announce()
                 self._child = None
                 self._bury(verdict)
-                starts_failed = 0 if child.ready.is_set() else starts_failed + 1
+                starts_failed = 0 if was_ready else starts_failed + 1
                 if starts_failed:
                     self._fail_waiting(EngineDied(verdict))
                     await trio.sleep(_pause_s(starts_failed))
@@ -213,6 +212,18 @@ class LlamaEngine:
             self._child = None
             self._bury("the engine was stopped")
             self._fail_waiting(EngineDied("the engine was stopped"))
+
+    async def _live_once(self, announce: Callable[[], None]) -> tuple[bool, str]:
+        """Run one child to its end; return whether it could ever be asked, and what it died of."""
+        try:
+            child = LlamaChild((self._store.directory,), self._memory_bytes_max, self._take)
+        except OSError as error:  # no memory, no descriptors: this may pass
+            return False, f"the engine's child cannot be started: {error}"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve, child, announce)
+            verdict = await child.run()
+            nursery.cancel_scope.cancel()
+        return child.ready.is_set(), verdict
 
     async def _serve(self, child: LlamaChild, announce: Callable[[], None]) -> None:
         """Give the child its work, for as long as it lives."""
@@ -290,7 +301,7 @@ class LlamaEngine:
                 slots=self._slots,
                 threads=self._threads,
                 memory_bytes_max=sum(self._memory_needed(each) for each in (*self._loaded, model)),
-                calibrate=record.tokens_per_s == 0,
+                tokens_per_s=record.tokens_per_s,
             ),
         )
         self._loading = None

@@ -188,11 +188,11 @@ class Child:
             log=self._log,
             bounds=self._bounds,
         )
-        prompt_tokens_per_s = tokens_per_s = 0.0
+        prompt_tokens_per_s, tokens_per_s = 0.0, message.tokens_per_s
         batcher = Batcher(model, message.slots)
-        if message.calibrate:
+        if tokens_per_s == 0:
             prompt_tokens_per_s, tokens_per_s = calibrate(model)
-            batcher.step_s = 1 / tokens_per_s if tokens_per_s else 0.0
+        batcher.step_s = 1 / tokens_per_s
         self._batchers[message.model] = batcher
         return [wire.Loaded(message.call, model.context_tokens, prompt_tokens_per_s, tokens_per_s)]
 
@@ -201,7 +201,7 @@ def calibrate(model: Model) -> tuple[float, float]:
     """Return measured prompt and completion tokens per second of one sequence; the cache is empty after."""
     size = max(1, min(model.chunk_tokens, model.context_tokens // 2))
     prompt = [Row(i % model.vocabulary_size, i, 0, output=i == size - 1) for i in range(size)]
-    model.decode(prompt)  # the first one also builds graphs and touches all weights
+    model.decode(prompt[:1])  # the first step also touches all weights
     model.rewind(0, 0)
     began = time.perf_counter()
     model.decode(prompt)

@@ -8,7 +8,8 @@ from runtime.llama.lowlevel import AbortFlag, FirstError, all_finite, amx_is_ope
 from runtime.llama.template import CHATML, ChatTemplate, RenderBounds
 
 # Prompt tokens per decode. Constant for a backend, never adapted to its speed: the shape of the batches decides the
-# last bits of the KV cache, and failover is exact only if the successor reads the prompt in the same pieces.
+# last bits of the KV cache, and failover is exact only if the successor reads the prompt in the same pieces. On a CPU,
+# 64 reads a prompt as fast as 512 does (45 and 46 tok/s per CPU second on a 1B model; 32: 29), and ends sooner.
 CHUNK_TOKENS_CPU = 64
 CHUNK_TOKENS_GPU = 512
 PIECE_BYTES_MAX = 1024  # of one token; the longest in a well-known vocabulary has 256

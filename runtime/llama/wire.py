@@ -49,7 +49,7 @@ class Load(Message, frozen=True):
     memory_bytes_max: Annotated[
         int, msgspec.Meta(ge=0, lt=2**53)
     ]  # address space, with all that is loaded by then
-    calibrate: bool  # measure the speeds first: about a second
+    tokens_per_s: PerSecond  # as measured before, to plan with; 0 measures it now, which takes about a second
 
 
 class Unload(Message, frozen=True):

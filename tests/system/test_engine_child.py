@@ -23,13 +23,16 @@ from runtime.engine import (
     ModelSetAside,
     Sampling,
 )
+from runtime.llama import wire
 from runtime.llama.backend import LlamaEngine
+from runtime.llama.process import LlamaChild
 from runtime.model_store import ModelStore
 from tests.gguf_files import LOOP_BOMB, MEMORY_BOMB, poison, set_number, slow_model, tiny_model
-from tests.system.engines import TINY, TINY_F16, answer, ask, first_tokens, running, smuggle
+from tests.system.engines import MEMORY_BYTES_MAX, TINY, TINY_F16, answer, ask, first_tokens, running, smuggle
 
 pytestmark = pytest.mark.system
 
+GREEDY = wire.SamplingParameters(0, 1_000_000, 0, 0, 1_000_000, 0, 0, 0)
 LONG = "Once there was a fox who counted: " + " ".join(str(number) for number in range(60))
 
 
@@ -291,6 +294,59 @@ async def test_slots_run_at_once(store: ModelStore, tmp_path: Path) -> None:
                 for event in started:
                     await event.wait()
                 assert engine.status(slow).slots_free == 0
+
+
+async def test_cancelling_one_slot_leaves_the_other_running(store: ModelStore, tmp_path: Path) -> None:
+    """The abort stops the step of both; the other one's part is computed again."""
+    slow = smuggle(store, slow_model(tmp_path / "slow.gguf"))
+    async with running(store, slots=2) as engine:
+        lengths: list[int] = []
+
+        async def read_whole() -> None:
+            ids, _ = await answer(engine, ask(slow, tokens_max=150))
+            lengths.append(len(ids))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_whole)
+            for _ in range(3):
+                with trio.CancelScope() as scope:
+                    async with trio.open_nursery() as others:
+                        under_way = trio.Event()
+                        others.start_soon(first_tokens, engine, ask(slow, LONG, tokens_max=3_000), under_way)
+                        await under_way.wait()
+                        scope.cancel()
+
+    assert lengths == [150]
+
+
+async def test_a_continued_session_reads_only_what_is_new(tmp_path: Path) -> None:
+    """The second turn's prompt begins with the first one's and its answer: they are in the cache."""
+    path = tiny_model(tmp_path / "tiny.gguf")
+    ends: list[wire.Done] = []
+    ended = trio.Event()
+
+    def handle(message: object) -> None:
+        if isinstance(message, wire.Done):
+            ends.append(message)
+            ended.set()
+
+    turns: tuple[tuple[str, str], ...] = (("user", LONG),)
+    child = LlamaChild((path,), MEMORY_BYTES_MAX, handle)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(child.run)
+        await child.ask(wire.Load(1, bytes(32), str(path), 2_048, 1, 1, MEMORY_BYTES_MAX, 100.0))
+        for call in (2, 3, 4):
+            ended = trio.Event()
+            child.begin(wire.Generate(call, bytes(32), turns, 8, GREEDY, (), ()))
+            await ended.wait()
+            turns = (*turns, ("assistant", "so"), ("user", "And then?")) if call == 2 else turns
+        nursery.cancel_scope.cancel()
+
+    first, second, same = ends
+    assert first.prefill_tokens == first.prompt_tokens > 128
+    assert second.prompt_tokens > first.prompt_tokens
+    assert second.prefill_tokens < 64 + second.prompt_tokens - first.prompt_tokens
+    assert 0 < same.prefill_tokens <= 64  # exact repetition: back to where a cold run begins a chunk
 
 
 async def test_speeds_are_measured(store: ModelStore) -> None:
