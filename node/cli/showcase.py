@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from node.errors import StartError
-
 
 def demo(
     keep: Annotated[
@@ -26,21 +24,32 @@ def demo(
     run(keep=keep, model=model)
 
 
-def bench() -> None:
+def bench(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Everything small: a trial of the bench itself.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="NAME",
+            help="Only this chapter; may be repeated: speed, first-token, auction, kill, stop, join, idle, "
+            "connections, money.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE.md",
+            help="Write the report there; else docs/BENCHMARKS.md for a whole run, and nowhere for a part of one.",
+        ),
+    ] = None,
+) -> None:
     """Measure this checkout: overhead, auctions, failover, memory; writes docs/BENCHMARKS.md.
 
-    Example: `agora bench`
+    Example: `agora bench --only auction`
     """
-    import subprocess
-    import sys
+    from node.bench.runner import run
 
-    root = Path(__file__).resolve().parent.parent.parent
-    if not (root / "tests" / "benchmarks" / "__main__.py").is_file():
-        raise StartError(
-            f"no benchmarks in {root}, expected a checkout; clone the repository and run 'make bench'"
-        )
-    done = subprocess.run([sys.executable, "-m", "tests.benchmarks"], cwd=root, check=False)
-    if done.returncode != 0:
-        raise StartError(
-            f"the benchmarks ended with status {done.returncode}, expected 0; read the lines above"
-        )
+    run(quick=quick, only=only or (), output=output)

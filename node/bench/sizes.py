@@ -1,0 +1,65 @@
+"""How much is measured: enough for a figure one may quote, or just enough to see that measuring works."""
+
+from dataclasses import dataclass
+
+from node.bench import random_gguf
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many samples, tokens and seconds each figure gets."""
+
+    shape: random_gguf.Shape  # of the random-weight model
+    shape_name: str
+    speed_rounds: int
+    speed_tokens: int
+    tiny_rounds: int
+    first_tokens: int
+    auctions: int
+    silences: int
+    kills: int
+    stops: int
+    joins: int
+    starts: int
+    idle_s: float
+    connections: int
+    connections_s_max: float
+    receipts: int
+
+
+FULL = Sizes(
+    shape=random_gguf.LLAMA_3_2_1B,
+    shape_name="1B",
+    speed_rounds=5,
+    speed_tokens=64,
+    tiny_rounds=15,
+    first_tokens=40,
+    auctions=100,
+    silences=10,
+    kills=12,
+    stops=10,
+    joins=5,
+    starts=5,
+    idle_s=30.0,
+    connections=10_000,
+    connections_s_max=420.0,
+    receipts=200,
+)
+QUICK = Sizes(
+    shape=random_gguf.TINY,
+    shape_name="quick",
+    speed_rounds=2,
+    speed_tokens=16,
+    tiny_rounds=2,
+    first_tokens=3,
+    auctions=5,
+    silences=1,
+    kills=1,
+    stops=1,
+    joins=1,
+    starts=1,
+    idle_s=2.0,
+    connections=100,
+    connections_s_max=30.0,
+    receipts=8,
+)
