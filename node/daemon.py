@@ -23,13 +23,14 @@ from node.clock import SystemClock
 from node.config import Config
 from node.device import as_device
 from node.gateway.app import admin_app, gateway_app
-from node.gateway.server import serve_admin, serve_tcp
+from node.gateway.server import loopback_address, serve_admin, serve_tcp
 from node.home import Home
 from node.host import Host, HostSettings
+from node.host.address import parse
 from node.journal import Journal
 from node.keys import load_device_key
 from node.node import Node, Ports
-from node.port import check_free, tcp_address
+from node.port import check_free, listen_address
 from node.store import SqliteStore
 from protocol.errors import AgoraError
 from protocol.identity import Identity
@@ -63,9 +64,7 @@ async def run(options: argparse.Namespace) -> None:
         held.enter_context(home.lock())
         config = _configured(Config.load(home.config), options)
         identity = load_device_key(home, os.environ.get("AGORA_PASSPHRASE"))
-        for address in config.listen:
-            if (tcp := tcp_address(address)) is not None:
-                check_free(*tcp, what="mesh")
+        check_addresses(config, options.bootstrap or ())
         journal = Journal(home.journal, stderr=None if config.log_level == "quiet" else sys.stderr)
         held.callback(journal.close)
         admin_path = held.enter_context(home.bind_admin(os.environ))
@@ -84,6 +83,23 @@ async def run(options: argparse.Namespace) -> None:
                     inner.cancel_scope.cancel()
                 outer.cancel_scope.cancel()  # last: what the services still wrote is on disk
         journal.write("stopped")
+
+
+def check_addresses(config: Config, bootstrap: Sequence[str]) -> None:
+    """Refuse what cannot be listened on or dialled, before anything is written.
+
+    Args:
+        config: as the command line and the file make it.
+        bootstrap: of the command line. One in the file, which a later version may have written, is only tried.
+
+    Raises:
+        AgoraError: a port is in use, or an address is none.
+    """
+    for address in config.listen:
+        check_free(*listen_address(address), what="listen")
+    check_free(*loopback_address(config.gateway), what="gateway")
+    for address in (*bootstrap, *config.relays):
+        parse(address)
 
 
 async def _open(

@@ -65,6 +65,19 @@ def open_file(path: Path) -> sqlite3.Connection:
         StoreCorrupt: the file is damaged, foreign or newer; it was not changed.
         StartError: it cannot be opened: no space, no permission.
     """
+    beside = [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")]
+    missing = [each for each in beside if not each.exists()]
+    try:
+        return _open_file(path)
+    except StartError:
+        for (
+            made
+        ) in missing:  # SQLite lays its log and its index beside even a file that it then finds damaged
+            made.unlink(missing_ok=True)
+        raise
+
+
+def _open_file(path: Path) -> sqlite3.Connection:
     if path.exists():
         check_file(path)
     try:

@@ -18,7 +18,7 @@ from node import database
 from node.config import Config
 from node.home import Home
 from node.keys import is_device_key_sealed, load_device_key
-from node.port import check_free, tcp_address
+from node.port import check_free, listen_address
 from node.store import measure_fsync_p50_s
 from protocol.errors import AgoraError
 
@@ -180,10 +180,7 @@ def _ports(home: Home) -> Finding:
         return Finding("ports", Verdict.OK, "in use by the running daemon")
     config = Config.load(home.config)
     addresses = [("gateway", config.gateway_address())]
-    for multiaddr in config.listen:
-        address = tcp_address(multiaddr)
-        if address is not None:
-            addresses.append(("listen", address))
+    addresses += [("listen", listen_address(multiaddr)) for multiaddr in config.listen]
     for what, (host, port) in addresses:
         check_free(host, port, what=what)
     return Finding(

@@ -1,6 +1,7 @@
 """Looking whether a port is free before the daemon starts on it, so that the refusal is one line and comes first."""
 
 import errno
+import ipaddress
 import re
 import socket
 
@@ -36,7 +37,17 @@ def check_free(host: str, port: int, *, what: str) -> None:
         ) from error
 
 
-def tcp_address(multiaddr: str) -> tuple[str, int] | None:
-    """Return host and port of a plain TCP multiaddr, or None for another kind."""
-    found = re.fullmatch(r"/ip[46]/([0-9a-fA-F:.]+)/tcp/(\d{1,5})", multiaddr)
-    return None if found is None else (found[1], int(found[2]))
+def listen_address(multiaddr: str) -> tuple[str, int]:
+    """Return host and port of a multiaddr that can be listened on, `/ip4/HOST/tcp/PORT` or `/ip6/…`.
+
+    Raises:
+        StartError: it is of another kind.
+    """
+    found = re.fullmatch(r"/ip([46])/([0-9a-fA-F:.]+)/tcp/(\d{1,5})", multiaddr)
+    try:
+        if found is not None and int(found[3]) <= 65_535:
+            ipaddress.IPv4Address(found[2]) if found[1] == "4" else ipaddress.IPv6Address(found[2])
+            return found[2], int(found[3])
+    except ValueError:
+        pass
+    raise StartError(f"listen address is {multiaddr[:64]!r}, expected one such as '/ip4/0.0.0.0/tcp/4420'")

@@ -85,7 +85,12 @@ async def _serve(
     await trio.serve_listeners(handle, [accepting])
 
 
-def _bind_tcp(bind: str) -> socket.socket:
+def loopback_address(bind: str) -> tuple[str, int]:
+    """Return the host and the port of `HOST:PORT`, if only this machine can reach them.
+
+    Raises:
+        StartError: not an address, or not loopback.
+    """
     host, _, port = bind.rpartition(":")
     host = host.strip("[]")
     try:
@@ -100,10 +105,15 @@ def _bind_tcp(bind: str) -> socket.socket:
             f"gateway address {bind} is open to the network, expected a loopback one such as 127.0.0.1:8420; "
             "put a proxy with TLS before it"
         )
-    listener = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_STREAM)
+    return str(address), number
+
+
+def _bind_tcp(bind: str) -> socket.socket:
+    host, number = loopback_address(bind)
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((str(address), number))
+        listener.bind((host, number))
         listener.listen(128)
     except OSError as error:
         listener.close()

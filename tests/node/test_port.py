@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from node.errors import StartError
-from node.port import check_free, tcp_address
+from node.port import check_free, listen_address
 
 
 def test_a_port_in_use_is_refused() -> None:
@@ -32,7 +32,22 @@ def test_any_port_is_free() -> None:
     check_free("127.0.0.1", 0, what="listen")
 
 
-def test_only_a_plain_tcp_multiaddr_has_an_address() -> None:
-    assert tcp_address("/ip4/127.0.0.1/tcp/4420") == ("127.0.0.1", 4420)
-    assert tcp_address("/ip6/::1/tcp/0") == ("::1", 0)
-    assert tcp_address("/dns4/example.org/tcp/4420") is None
+def test_a_tcp_multiaddr_can_be_listened_on() -> None:
+    assert listen_address("/ip4/127.0.0.1/tcp/4420") == ("127.0.0.1", 4420)
+    assert listen_address("/ip6/::1/tcp/0") == ("::1", 0)
+
+
+@pytest.mark.parametrize(
+    "multiaddr",
+    [
+        "/dns4/example.org/tcp/4420",
+        "/ip4/127.0.0.1/udp/4420/quic-v1",
+        "/ip4/127.0.0.1/tcp/65536",
+        "/ip4/127.0.0.999/tcp/4420",
+        "/ip4/::1/tcp/4420",
+        "0.0.0.0:4420",
+    ],
+)
+def test_what_cannot_be_listened_on_is_refused(multiaddr: str) -> None:
+    with pytest.raises(StartError, match=r"listen address is '.*', expected one such as"):
+        listen_address(multiaddr)
