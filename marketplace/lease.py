@@ -122,6 +122,8 @@ class Leases:
         lease = self._leases.get(award_id)
         if lease is not None and lease.running.pop((job_id, attempt), None) is not None:
             lease.used_at = now
+            if lease.award.message.lease_ms == 0:
+                self.retire(award_id)  # it was for this one job
 
     def retire(self, award_id: bytes) -> None:
         """No further job goes under this lease; those under way are still settled."""

@@ -145,6 +145,8 @@ class Buyer:
         except (AgoraError, OSError) as error:  # one job's trouble is not the daemon's end
             failure.append(Unsold(f"the job broke off: {error}", ()))
         finally:
+            if failure and job.attempt.outcome == "running":
+                job.attempt.outcome, job.attempt.reason = state, str(failure[0])
             with trio.CancelScope(shield=True):
                 await self._jobs.close(job, state)
         self._journal.write("job_closed", job=job.job_id.hex(), state=state, tokens=len(job.ids))

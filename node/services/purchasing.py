@@ -20,7 +20,7 @@ from marketplace.reputation import Reputation
 from node.chat import BadPrompt, ChatRequest, DeclineView, Unsold
 from node.clock import Clock
 from node.directory import Directory
-from node.jobs import Attempt, Job
+from node.jobs import Answer, Attempt, Job
 from node.journal import Journal
 from node.logbook import Logbook
 from node.services.advertiser import Advertiser
@@ -121,7 +121,11 @@ class Purchasing:
             if declines and all(decline.reason == "context" for decline in declines):
                 raise BadPrompt(f"the prompt does not fit any seller's context: {declines[0].detail}")
             raise Unsold(_summary(declines), declines)
-        award = await self._award(job, attempt, request, sale)
+        try:
+            award = await self._award(job, attempt, request, sale)
+        except BaseException:
+            sale.stream.abort()  # the winner need not wait for an award that will not come
+            raise
         try:
             await self._hand_over(sale, award, attempt)
         except (MeshError, RemoteProtocolError, trio.TooSlowError) as error:
@@ -168,13 +172,13 @@ class Purchasing:
             Unsold: over the budget or the credit line.
             NotConfirmed, StoreFailed: nothing durable may or can be written: the job cannot be bought now.
         """
-        attempt.seller = sale.seller
         has_session = job.request.session is not None
         hold = sale.total_micro
         if has_session:
             hold = lease_hold_micro(sale.total_micro, spendable_micro=self._spendable_micro())
-        self._check_budget(job, hold)
+        self._check_budget(job, attempt, hold)
         held = self._hold(job, attempt, hold)
+        attempt.seller = sale.seller
         bid = sale.bid.message
         try:
             award = await self._logbook.write(
@@ -379,10 +383,11 @@ class Purchasing:
         line = self._logbook.assembly.member(me).credit_line_micro
         refused = self._logbook.ledger.hold(key, me, hold_micro, credit_line_micro=line)
         if refused is not None:
-            raise Unsold(f"not enough credit: {refused.detail}", (DeclineView(me, "credit", refused.detail),))
+            attempt.answers.append(Answer(me, attempt.auction_s, reason="credit", detail=refused.detail))
+            raise Unsold(f"not enough credit: {refused.detail}", declines_of(job))
         return key
 
-    def _check_budget(self, job: Job, hold_micro: int) -> None:
+    def _check_budget(self, job: Job, attempt: Attempt, hold_micro: int) -> None:
         """Keep the owner's own limits.
 
         Raises:
@@ -398,7 +403,8 @@ class Purchasing:
         )
         if over is not None:
             detail = f"{over.wanted_micro} micro-credits wanted, {over.left_micro} left of the {over.limit}'s budget"
-            raise Unsold(f"over this device's budget: {detail}", (DeclineView(me, "budget", detail),))
+            attempt.answers.append(Answer(me, attempt.auction_s, reason="budget", detail=detail))
+            raise Unsold(f"over this device's budget: {detail}", declines_of(job))
 
     def _request(
         self,

@@ -181,9 +181,9 @@ class Seller:
         request = narrow(opening, Request)
         if request is not None:
             taken = await self._negotiate(stream, request)
-            if taken is None:
-                return
-            award, work = taken
+            if taken is not None:
+                award, work = taken
+                await self._work(stream, award, work.message, is_new=True)
         else:
             work = cast("Sealed[Work]", opening)
             if not self._logbook.assembly.is_member(stream.peer_id):
@@ -191,8 +191,7 @@ class Seller:
             found = self._logbook.ledger.award(work.message.award)
             if found is None or found.sender != stream.peer_id or found.message.seller != self._logbook.me:
                 raise NotAuthorised(f"peer {stream.peer_id} names an award that is not its own with us")
-            award = found
-        await self._work(stream, award, work.message)
+            await self._work(stream, found, work.message, is_new=False)
 
     async def _negotiate(
         self, stream: Stream, request: Sealed[Request]
@@ -267,14 +266,15 @@ class Seller:
             ),
             witnessing=award,
         )
-        self._leases.open(award, self._clock.now())
         await stream.send(accept.raw)
         self._journal.write(
             "award_accepted", job=terms.job_id.hex(), buyer=award.sender, hold=terms.hold_micro
         )
 
-    async def _work(self, stream: Stream, award: Sealed[Award], work: Work) -> None:
+    async def _work(self, stream: Stream, award: Sealed[Award], work: Work, *, is_new: bool) -> None:
         now, ledger = self._clock.now(), self._logbook.ledger
+        if is_new:  # only now: a lease of one job would be over by the time it had travelled
+            self._leases.open(award, now)
         prices = Prices(award.message.prompt_micro, award.message.completion_micro)
         new_tokens = max(0, work.completion_tokens_max - len(work.received))
         total = min(prices.total_micro(estimated_tokens(work.turns), new_tokens), award.message.hold_micro)

@@ -129,6 +129,18 @@ def test_an_award_without_a_session_is_a_lease_of_one_job() -> None:
     assert leases.expire(150.1) == (single.id,)
 
 
+def test_a_lease_of_one_job_is_over_the_moment_that_job_is() -> None:
+    """Its hold would otherwise weigh on the buyer until some later job ends."""
+    leases = Leases()
+    single = award(lease_ms=0)
+    leases.open(single, 100.0)
+    leases.begin(single.id, JOB, 1, total_micro=100, now=100.0)
+
+    leases.finish(single.id, JOB, 1, now=107.0)
+
+    assert leases.expire(107.0) == (single.id,)
+
+
 def test_flooding_with_sessions_retires_the_one_used_least_recently() -> None:
     leases = Leases()
     awards = [award(job_id=b"%016d" % number) for number in range(LEASES_MAX + 1)]
