@@ -40,7 +40,7 @@ class Progress:
     """One line on the terminal, redrawn each second; where there is none, a line now and then."""
 
     def __init__(self) -> None:
-        self._step = "starting"
+        self.step = "starting"  # what is being done, for the line
         self._lock = Lock()
         self._stopped = Event()
         self._start_s = time.monotonic()
@@ -68,13 +68,13 @@ class Progress:
             found = pattern.search(line)
             if found:
                 with self._lock:
-                    self._step = step.format(*found.groups())
+                    self.step = step.format(*found.groups())
                 return
 
     def _draw(self) -> None:
         while not self._stopped.wait(1.0 if self._is_terminal else QUIET_INTERVAL_S):
             with self._lock:
-                step = self._step
+                step = self.step
             minutes, seconds = divmod(int(self.elapsed_s), 60)
             line = f"setup {minutes}:{seconds:02}  {step}"
             sys.stdout.write(f"\r\033[K{line[:100]}" if self._is_terminal else f"{line}\n")

@@ -125,7 +125,7 @@ class Demo:
         self._stage.line("stop", f"kill {pids}; sleep 1; rm -r {self._directory}")
 
     def show_logs(self, log: str) -> None:
-        """Print what the failing daemon last said; where nobody knows which one that was, what all of them did."""
+        """Print what the failing daemon last said; where it is not known which one failed, what all of them did."""
         for device in self._devices.values():
             found = device.log()
             if found and (not log or log == found):

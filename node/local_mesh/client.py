@@ -69,7 +69,10 @@ class Client:
         if tokens_max is not None:
             body["max_tokens"] = tokens_max
         headers = {"X-Agora-Privacy": "mesh", "X-Agora-Session": session}
-        with self._http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
+        with (
+            _reaching(self._http),
+            self._http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response,
+        ):
             if response.status_code != httpx.codes.OK:
                 response.read()
                 raise LocalMeshFailed(f"the gateway answered {response.status_code}: {response.text}")
@@ -79,7 +82,8 @@ class Client:
         """Ask what cannot be answered, and return the error as the client gets it, with its `status`."""
         body = {"model": model, "messages": [{"role": "user", "content": question}]}
         headers = {"X-Agora-Privacy": privacy}
-        response = self._http.post("/v1/chat/completions", json=body, headers=headers)
+        with _reaching(self._http):
+            response = self._http.post("/v1/chat/completions", json=body, headers=headers)
         if response.status_code == httpx.codes.OK:
             raise LocalMeshFailed("the gateway answered a request that it had to refuse")
         error: dict[str, Any] = response.json()["error"]
@@ -92,7 +96,8 @@ class Client:
 
     def get(self, path: str) -> Any:
         """Return a listing of the mesh's API."""
-        response = self._http.get(path)
+        with _reaching(self._http):
+            response = self._http.get(path)
         if response.status_code != httpx.codes.OK:
             raise LocalMeshFailed(f"{path} answered {response.status_code}: {response.text}")
         return response.json()
@@ -100,3 +105,15 @@ class Client:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+
+@contextmanager
+def _reaching(http: httpx.Client) -> Iterator[None]:
+    """Tell of a gateway that does not answer, or breaks off, in one line."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        found = str(error) or type(error).__name__
+        raise LocalMeshFailed(
+            f"the gateway {http.base_url} broke off ({found}), expected an answer"
+        ) from error

@@ -34,21 +34,23 @@ def verb(*arguments: str, home: Path, environ: dict[str, str] | None = None) -> 
     """Run one verb of the command line with `--json` and return what it printed.
 
     Raises:
-        LocalMeshFailed: it ended with another status than 0.
+        LocalMeshFailed: it ended with another status than 0, or not in time.
     """
-    done = subprocess.run(
-        [*AGORA, *arguments, "--home", str(home), "--json"],
-        env={**os.environ, **(environ or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=VERB_TIMEOUT_S,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise LocalMeshFailed(
-            f"agora {' '.join(arguments[:2])}: {done.stderr.strip()}", _last_lines(done.stderr)
+    called = f"agora {' '.join(arguments[:2])}"
+    try:
+        done = subprocess.run(
+            [*AGORA, *arguments, "--home", str(home), "--json"],
+            env={**os.environ, **(environ or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=VERB_TIMEOUT_S,
+            check=False,
         )
+    except subprocess.TimeoutExpired as error:
+        raise LocalMeshFailed(f"{called} took {VERB_TIMEOUT_S:.0f} s, expected it to end") from error
+    if done.returncode != 0:
+        raise LocalMeshFailed(f"{called}: {done.stderr.strip()}")
     return json.loads(done.stdout)
 
 

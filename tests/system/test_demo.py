@@ -38,7 +38,8 @@ def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:
 
     shown = done.stdout
     assert (done.returncode, done.stderr) == (0, "")
-    assert "decline   cleo  context: " in shown
+    # on a machine that is busy enough, cleo's signed no may miss the window
+    assert re.search(r"decline   cleo  (context: \d+ tokens|silent)", shown)
     assert "lease     " in shown
     assert re.search(r"kill -9 \d+: (bob|cleo) is dead", shown)
     assert "the same text as undisturbed: no token lost, none repeated" in shown
@@ -72,3 +73,26 @@ def test_a_demo_that_is_stopped_leaves_no_process_and_no_file(tmp_path: Path, en
     assert (demo.returncode, errors) == (130, "stopped by Ctrl-C\n")
     assert daemons(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    """One line on stderr; what the daemons last logged above it."""
+    model = tmp_path / "not-a-model.gguf"
+    model.write_bytes(b"GIF89a" * 100)
+
+    done = subprocess.run(
+        [*DEMO, "--model", str(model)],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("agora model add: ")
+    assert done.stderr.count("\n") == 1
+    assert "the last lines of bob's log" in done.stdout
+    assert daemons(tmp_path) == []
+    assert list(tmp_path.iterdir()) == [model]
