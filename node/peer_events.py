@@ -7,11 +7,15 @@ import trio
 
 from node.guard import Guard
 from protocol.identity import PeerId
-from protocol.mesh import PeerEvent, PeerHandler
+from protocol.mesh import PeerConnected, PeerEvent, PeerHandler, PeerLost
 
 
 class PeerEvents:
-    """The events that wait to be told. A peer that flaps while its handler is busy costs nothing: its pairs cancel."""
+    """The events that wait to be told.
+
+    A peer that flaps while its handler is busy costs no memory: a meeting that nobody has heard of is taken back by
+    the loss that follows it. A loss is never taken back, since a new meeting needs a new hello.
+    """
 
     def __init__(self, guard: Guard) -> None:
         self.handlers: list[PeerHandler] = []
@@ -23,8 +27,8 @@ class PeerEvents:
     def add(self, event: PeerEvent) -> None:
         """Tell of an event soon."""
         pending = self._pending.setdefault(event.peer_id, [])
-        if pending:
-            pending.pop()  # events of a peer alternate: the one before was its opposite, and nobody has heard of it
+        if pending and isinstance(pending[-1], PeerConnected) and isinstance(event, PeerLost):
+            pending.pop()
         else:
             pending.append(event)
         if self._nursery is not None:

@@ -285,7 +285,6 @@ class Host:
         finally:
             if not stream.is_discarded:
                 stream.reset()
-        stream.reset()
 
     async def _serve_frames(self, protocol: StreamProtocol, handler: StreamHandler, raw: MuxStream) -> None:
         key = (raw.peer_id, protocol.name)

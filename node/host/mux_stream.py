@@ -15,6 +15,7 @@ from protocol.identity import PeerId
 
 TURN_BYTES = 16 * KIB  # per stream and turn: about 0.2 ms at the 100 MB/s of a loopback connection
 STAGED_BYTES = 256 * KIB  # a sender waits when its stream has this much staged; one frame may go over it
+UNWANTED_BYTES = 64 * KIB  # sent to a handler that has returned; then the sender is told
 SEND_WINDOW_MAX = 1 << 31  # granted by peers; ours is never grown
 
 
@@ -59,6 +60,7 @@ class MuxStream:
         self._consumed = 0  # bytes read but not yet granted again
         self._ending = False
         self._end_sent = False
+        self._unwanted_bytes = 0
         self._is_counted = True  # whether `incoming` counts as unread bytes of the connection
         self._readable = trio.Event()
         self._writable = trio.Event()
@@ -119,11 +121,21 @@ class MuxStream:
             self.connection.schedule(self)
 
     def discard(self) -> None:
-        """Nobody will read here any more: what still arrives is answered with a reset."""
+        """Nobody will read here any more.
+
+        A little of what still arrives is dropped (the peer's end, above all); a peer that goes on and on is told by a
+        reset, which comes after everything staged, so that an answer given early is still heard.
+        """
         self.is_discarded = True
-        if self.incoming:
-            self.reset()
+        unread = len(self.incoming)
+        self.incoming_dropped()
+        self._drop(unread)
         self._forget_if_done()
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether our side of it is over, and only the peer's end is missing."""
+        return self.is_discarded and self._end_sent
 
     def reset(self) -> None:
         """Kill both directions at once."""
@@ -143,12 +155,17 @@ class MuxStream:
         """Take one data frame in; the connection has checked the window."""
         self.receive_window -= len(payload)
         if self.is_discarded:
-            self.reset()
+            self._drop(len(payload))
         elif not self.is_broken:
             self.incoming += payload
             if self._is_counted:
                 self.connection.unread_bytes += len(payload)
             self._readable.set()
+
+    def _drop(self, count: int) -> None:
+        self._unwanted_bytes += count
+        if self._unwanted_bytes > UNWANTED_BYTES and self._end_sent and not self.is_broken:
+            self.reset()
 
     def peer_ended(self) -> None:
         """The peer will send no more."""
@@ -162,6 +179,12 @@ class MuxStream:
         if self.send_window > SEND_WINDOW_MAX:
             raise WireViolation(f"send window of {self.send_window} bytes")
         self.connection.schedule(self)
+
+    def reset_by_peer(self) -> None:
+        """The peer gave the stream up: what it had said before counts only if it had come to its end."""
+        if not self.ended_by_peer:
+            self.incoming_dropped()
+        self.break_off()
 
     def break_off(self) -> None:
         """The stream is dead; wake whoever waits. Bytes that have arrived stay readable."""
@@ -195,6 +218,8 @@ class MuxStream:
             self._end_sent = True
             self._writable.set()
             self._forget_if_done()
+            if self._unwanted_bytes > UNWANTED_BYTES:
+                self.reset()
             return wire.frame(wire.WINDOW, wire.FIN, self.stream_id, 0)
         return b""
 

@@ -60,6 +60,7 @@ class Swarm:
         self._circuit = circuit
         self._upgrader = Upgrader(identity, self._accept_stream)
         self._connections: dict[PeerId, list[Connection]] = {}
+        self._present: set[PeerId] = set()  # whose PeerConnected has been told, and no PeerLost yet
         self._dialling: dict[PeerId, int] = {}
         self._known: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
         self._gate = AcceptGate()
@@ -70,7 +71,7 @@ class Swarm:
     @property
     def connected(self) -> frozenset[PeerId]:
         """The peers with a live connection."""
-        return frozenset(self._connections)
+        return frozenset(self._present)
 
     @property
     def listening(self) -> tuple[str, ...]:
@@ -277,12 +278,16 @@ class Swarm:
         alive = [each for each in siblings if not each.is_closed]
         for oldest in alive[:-CONNECTIONS_PER_PEER]:
             oldest.close("superseded")
-        if len(siblings) == 1:
+        if alive == [connection]:
+            self._tell_lost(
+                peer_id, "replaced"
+            )  # by a new process, perhaps: whoever dialled has to say hello again
             we_dialled = connection.we_dialled
             if not we_dialled and peer_id in self._dialling:
                 # Both dialled at once, and each may see the other's connection first: then nobody would speak first.
                 we_dialled = self.peer_id < peer_id
             self._guard.journal.write("peer_connected", peer_id=peer_id, we_dialled=we_dialled)
+            self._present.add(peer_id)
             self._tell(PeerConnected(peer_id, we_dialled))
 
     async def _keep(self, connection: Connection) -> None:
@@ -304,7 +309,13 @@ class Swarm:
         siblings.remove(connection)
         if not siblings:
             del self._connections[peer_id]
-            self._guard.journal.write("peer_lost", peer_id=peer_id, reason=connection.close_reason)
+        if not any(not each.is_closed for each in siblings):
+            self._tell_lost(peer_id, connection.close_reason)
+
+    def _tell_lost(self, peer_id: PeerId, reason: str) -> None:
+        if peer_id in self._present:
+            self._present.remove(peer_id)
+            self._guard.journal.write("peer_lost", peer_id=peer_id, reason=reason)
             self._tell(PeerLost(peer_id))
 
     def _accept_stream(self, stream: MuxStream) -> None:

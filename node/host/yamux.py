@@ -295,8 +295,7 @@ class Connection:
 
     def _take_flags(self, stream: MuxStream, flags: int) -> None:
         if flags & wire.RST:
-            stream.incoming_dropped()
-            stream.break_off()
+            stream.reset_by_peer()
         elif flags & wire.FIN:
             stream.peer_ended()
 
@@ -312,7 +311,7 @@ class Connection:
         self._newest_inbound = stream_id
         inbound = [stream for key, stream in self._streams.items() if key % 2 != self._next_id % 2]
         if len(inbound) >= INBOUND_STREAMS:
-            over = next((stream for stream in inbound if stream.is_discarded), None)
+            over = next((stream for stream in inbound if stream.is_answered), None)
             if over is None:
                 self.control(wire.WINDOW, wire.RST, stream_id, 0)
                 return

@@ -10,6 +10,7 @@ from protocol.identity import PeerId
 from protocol.topics import StreamProtocol
 
 WINDOW_BYTES = 512 * 1024  # on the way and unread; then the sender waits
+UNWANTED_BYTES = 64 * 1024  # sent to a handler that has returned; then the sender is told
 
 Deliver = Callable[
     [Callable[[], None]], None
@@ -27,6 +28,7 @@ class MemoryStream:
         self._deliver = deliver
         self._inbox: deque[bytes | None] = deque()  # None is the said end
         self.pending_bytes = 0  # sent to this end and not yet received
+        self._unwanted_bytes = 0
         self._is_broken = False
         self._is_discarded = False
         self._has_ended = False
@@ -93,8 +95,8 @@ class MemoryStream:
 
     def arrive(self, frame: bytes | None) -> None:
         """A frame has travelled here, or the end."""
-        if self._is_discarded and frame is not None:
-            self.abort()
+        if self._is_discarded:
+            self._drop(frame)
         elif not self._is_broken:
             self._inbox.append(frame)
             self._readable.set()
@@ -108,9 +110,16 @@ class MemoryStream:
         """Whether neither end can say anything more."""
         return self._is_broken or (self._has_ended and self.twin._has_ended)  # noqa: SLF001  the other half of this
 
+    def _drop(self, frame: bytes | None) -> None:
+        self._unwanted_bytes += len(frame or b"")
+        if self._unwanted_bytes > UNWANTED_BYTES and not self._is_broken:
+            self.break_off()
+            self._deliver(self.twin.reset_by_peer)
+
     def reset_by_peer(self) -> None:
-        """The other end gave the stream up: what it had said before counts no more."""
-        self._inbox.clear()
+        """The other end gave the stream up: what it had said before counts only if it had come to its end."""
+        if None not in self._inbox:
+            self._inbox.clear()
         self.break_off()
 
     def break_off(self) -> None:
@@ -120,7 +129,10 @@ class MemoryStream:
         self._writable.set()
 
     def discard(self) -> None:
-        """The handler has returned: nobody will read what still comes."""
+        """The handler has returned: a little of what still comes is dropped, and a sender without end is told."""
         self._is_discarded = True
-        if any(frame is not None for frame in self._inbox):
-            self.abort()
+        for frame in self._inbox:
+            self._drop(frame)
+        self._inbox.clear()
+        self.pending_bytes = 0
+        self.twin.go_on()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -351,6 +352,43 @@ async def test_a_handler_that_returns_ends_its_stream(world: World) -> None:
     assert await stream.receive() == b"hello"
     with pytest.raises(StreamEnded):
         await stream.receive()
+
+
+async def test_an_answer_is_heard_though_its_handler_never_read_our_end(world: World) -> None:
+    async def answer_once(stream: Stream) -> None:
+        await stream.send(await stream.receive() + b" answered")
+
+    ann, bob = await world.pair(answer=(SINK, answer_once))
+    for _ in range(20):
+        stream = await ann.mesh.open_stream(bob.peer_id, SINK)
+        await stream.send(b"question")
+        await stream.end()
+
+        assert await stream.receive() == b"question answered"
+        with pytest.raises(StreamEnded):
+            await stream.receive()
+
+
+async def test_a_refusal_given_early_is_heard_by_whoever_is_still_sending(world: World) -> None:
+    """A decline must not be lost under the prompt that it declines."""
+
+    async def refuse(stream: Stream) -> None:
+        await stream.receive()
+        await stream.send(b"no")
+
+    ann, bob = await world.pair(refuse=(SINK, refuse))
+    stream = await ann.mesh.open_stream(bob.peer_id, SINK)
+
+    async def send_long_request() -> None:
+        with suppress(StreamBroken):
+            for _ in range(10):
+                await stream.send(bytes(200_000))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_long_request)
+        assert await stream.receive() == b"no"
+        with pytest.raises(StreamEnded):
+            await stream.receive()
 
 
 async def test_frames_sent_to_a_handler_that_has_returned_break_the_stream(world: World) -> None:

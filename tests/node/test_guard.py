@@ -136,7 +136,7 @@ async def test_events_of_a_peer_are_told_in_order_and_nobody_waits_for_another(n
     nursery.cancel_scope.cancel()
 
 
-async def test_a_peer_that_flaps_while_its_handler_is_busy_costs_nothing(nursery: trio.Nursery) -> None:
+async def test_a_peer_that_flaps_while_its_handler_is_busy_costs_two_events(nursery: trio.Nursery) -> None:
     told: list[PeerEvent] = []
     go_on = trio.Event()
 
@@ -156,7 +156,11 @@ async def test_a_peer_that_flaps_while_its_handler_is_busy_costs_nothing(nursery
     go_on.set()
     await trio.testing.wait_all_tasks_blocked()
 
-    assert told == [PeerConnected(ANN, we_dialled=False)]
+    assert told == [
+        PeerConnected(ANN, we_dialled=False),
+        PeerLost(ANN),
+        PeerConnected(ANN, we_dialled=False),
+    ]
     nursery.cancel_scope.cancel()
 
 

@@ -283,7 +283,7 @@ async def test_a_silent_peer_is_noticed_five_seconds_after_a_heartbeat(bench: Be
     await bench.connection.closed.wait()
 
     assert bench.connection.close_reason == "silent for 5 s"
-    assert trio.current_time() - began == pytest.approx(5.2, abs=0.1)
+    assert trio.current_time() - began == pytest.approx(5, abs=0.3)
 
 
 async def test_a_peer_that_talks_without_answering_heartbeats_is_alive(bench: Bench) -> None:
