@@ -149,8 +149,8 @@ DEFAULT_TOML = """\
 # further addresses that reach this device (a router forwards a port)
 # announce = []
 
-# find members in the local network; carry circuits for members that cannot be dialled; and, if this device cannot be
-# dialled, the members that carry circuits to it
+# find members in the local network; carry circuits for members that cannot be dialled; and the members that carry
+# circuits to this device (none named: those of bootstrap)
 # mdns = true
 # relay = true
 # relays = []

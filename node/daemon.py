@@ -5,6 +5,7 @@ stderr. SIGINT and SIGTERM stop it cleanly; SIGKILL loses nothing that was ackno
 """
 
 import argparse
+import ipaddress
 import json
 import os
 import signal
@@ -126,7 +127,7 @@ async def _open(
             announce=config.announce,
             mdns=config.mdns,
             relay=config.relay,
-            relays=config.relays,
+            relays=_relays(config),
             connections_max=config.connections_max,
         ),
         journal,
@@ -162,6 +163,19 @@ async def _open(
 
 def _sandbox(engine: LlamaEngine) -> str:
     return next((engine.status(digest).sandbox for digest in engine.models), "")
+
+
+def _relays(config: Config) -> tuple[str, ...]:
+    """Where to keep a place for those who cannot dial us: as configured, else at the members we joined through.
+
+    Whether a router lets strangers in is hard to know from behind it, and a place that nobody uses costs nothing.
+    """
+    is_on_loopback = all(ipaddress.ip_address(parse(address).host).is_loopback for address in config.listen)
+    if config.relays or is_on_loopback:
+        return config.relays
+    return tuple(
+        address for address in config.bootstrap if "/p2p/" in address and "/p2p-circuit" not in address
+    )
 
 
 async def _stop_on_signal(signals: AsyncIterator[int], stop: trio.Event) -> None:
