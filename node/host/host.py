@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from node.guard import Guard, Guarded, Journal, place_of
+from node.guard import Guard, Guarded, Journal
 from node.host import negotiation, relay
 from node.host.address import Address, parse
 from node.host.discovery import Discovery
 from node.host.gossip import PROTOCOLS as GOSSIP_PROTOCOLS
-from node.host.gossip import Gossip, Subscription
+from node.host.gossip import Gossip
+from node.host.gossip_gate import Subscription
 from node.host.mux_stream import MuxStream
 from node.host.settings import HostSettings
 from node.host.streams import FrameStream
 from node.host.swarm import Swarm
 from node.host.upgrade import libp2p_key_pair
 from node.peer_events import PeerEvents
+from node.supervisor import supervise
 from protocol.errors import AgoraError, LocalProtocolError, RemoteProtocolError, StreamBroken, Unreachable
 from protocol.identity import Identity, PeerId
 from protocol.mesh import GossipHandler, PeerConnected, PeerEvent, PeerHandler, StreamHandler, Validator
@@ -34,9 +36,6 @@ from protocol.topics import StreamProtocol, Topic
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
-RESTART_DELAY_S = 0.2
-RESTART_DELAY_S_MAX = 30.0  # a part that dies at once, again and again, may not spin
-STEADY_S = 10.0  # a part that lived for this long has not died at once
 RESTART_WAIT_S = 3.0  # how long a caller waits for a part that is being restarted
 RELAY_RETRY_S = 10.0  # between attempts to get a place at a relay
 
@@ -159,54 +158,27 @@ class Host:
     # Running.
 
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; started once listening. An address that cannot be bound raises `OSError`."""
+        """Serve until cancelled; started once listening.
+
+        Raises:
+            OSError: an address cannot be bound.
+        """
         self._is_running = True
+        await self._swarm.bind()
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._supervise, "swarm", self._swarm.run)
-            await nursery.start(self._supervise, "events", self._events.run)
+            await nursery.start(supervise, self._journal, "swarm", self._swarm.run)
+            await nursery.start(supervise, self._journal, "events", self._events.run)
             if self._subscriptions:
-                await nursery.start(self._supervise, "gossip", self._run_gossip)
+                await nursery.start(supervise, self._journal, "gossip", self._run_gossip)
             for address in self._settings.relays:
-                await nursery.start(self._supervise, "relay", partial(self._keep_place, parse(address)))
+                await nursery.start(
+                    supervise, self._journal, "relay", partial(self._keep_place, parse(address))
+                )
             discovery = Discovery(self.peer_id, lambda: self._swarm.bound, self._found, self._journal)
             if self._settings.mdns and discovery.is_useful:
-                await nursery.start(self._supervise, "mdns", discovery.run)
+                await nursery.start(supervise, self._journal, "mdns", discovery.run)
             self._journal.write("listening", peer_id=self.peer_id, addresses=" ".join(self.addresses))
             task_status.started()
-
-    async def _supervise(
-        self,
-        name: str,
-        part: Callable[[Callable[[], None]], Awaitable[None]],
-        *,
-        task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Run a part for ever: when it dies, bring it back. Only its very first start may fail."""
-        has_started = False
-
-        def ready() -> None:
-            nonlocal has_started
-            if has_started:
-                self._journal.write("host_restarted", part=name)
-            else:
-                has_started = True
-                task_status.started()
-
-        delay_s = RESTART_DELAY_S / 2
-        while True:
-            began_at = trio.current_time()
-            try:
-                await part(ready)
-            except* Exception as group:
-                if not has_started:
-                    raise
-                first: BaseException = group
-                while isinstance(first, BaseExceptionGroup):
-                    first = first.exceptions[0]
-                self._journal.write("host_died", part=name, error=type(first).__name__, at=place_of(first))
-            has_lived = trio.current_time() - began_at > STEADY_S
-            delay_s = RESTART_DELAY_S if has_lived else min(2 * delay_s, RESTART_DELAY_S_MAX)
-            await trio.sleep(delay_s)
 
     async def _run_gossip(self, ready: Callable[[], None]) -> None:
         gossip = Gossip(

@@ -65,6 +65,7 @@ class Swarm:
         self._known: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
         self._gate = AcceptGate()
         self._bound: list[tuple[str, int]] = []  # a restarted swarm takes the ports of the one before
+        self._listeners: list[trio.SocketListener] = []
         self._nursery: trio.Nursery | None = None
         self.up = trio.Event()
 
@@ -100,27 +101,42 @@ class Swarm:
         for connection in list(self._connections.get(peer_id, ())):
             await connection.closed.wait()
 
+    async def bind(self) -> None:
+        """Open the listening sockets; the same ports as before, if there was a before.
+
+        Raises:
+            OSError: an address cannot be bound.
+        """
+        wanted = self._bound or [addresses.parse_listen(text) for text in self._settings.listen]
+        try:
+            for host, port in wanted:
+                self._listeners += await trio.open_tcp_listeners(port, host=host, backlog=LISTEN_BACKLOG)
+        except OSError:
+            await self._unbind()
+            raise
+        self._bound = [listener.socket.getsockname()[:2] for listener in self._listeners]
+
     async def run(self, ready: Callable[[], None]) -> None:
         """Listen and serve until cancelled; every connection closes with it."""
-        listeners: list[trio.SocketListener] = []
         try:
-            wanted = self._bound or [addresses.parse_listen(text) for text in self._settings.listen]
-            for host, port in wanted:
-                listeners += await trio.open_tcp_listeners(port, host=host, backlog=LISTEN_BACKLOG)
-            self._bound = [listener.socket.getsockname()[:2] for listener in listeners]
+            if not self._listeners:
+                await self.bind()
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self.up.set()
                 ready()
-                if listeners:
-                    await trio.serve_listeners(self._welcome, listeners, handler_nursery=nursery)
+                if self._listeners:
+                    await trio.serve_listeners(self._welcome, self._listeners, handler_nursery=nursery)
                 await trio.sleep_forever()
         finally:
             self.up = trio.Event()
             self._nursery = None
-            for listener in listeners:
-                with trio.CancelScope(shield=True):
-                    await trio.aclose_forcefully(listener)
+            await self._unbind()
+
+    async def _unbind(self) -> None:
+        with trio.CancelScope(shield=True):
+            while self._listeners:
+                await trio.aclose_forcefully(self._listeners.pop())
 
     async def fail(self, error: Exception) -> None:
         """Die of an error inside, as a bug would have it; the supervisor's test calls this."""
