@@ -50,6 +50,9 @@ class Attempt:
     work: Work | None = None
     is_lease: bool = False
     ids: list[int] = field(default_factory=list)  # accepted in this attempt, in order
+    began_s: float = 0.0  # monotonic: the seller was given the work
+    first_token_s: float | None = None
+    last_token_s: float = 0.0
     prompt_tokens: int = 0
     outcome: str = "running"
     reason: str = ""

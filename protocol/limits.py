@@ -49,6 +49,7 @@ BID_WINDOW_MAX_S = 1.0
 BID_WINDOW_ROUND_TRIPS = 3.0  # the window is this times the asked peers' p90 round trip
 STALL_TIMEOUT_S = 2.0  # no token and no progress frame for this long: the seller has failed
 PROGRESS_INTERVAL_S = 0.5
+STANDSTILL_S = 60.0  # progress frames that tell nothing new for this long: the seller has failed
 LEASE_IDLE_S = 600.0  # a session's lease ends after this long without a request
 INVITATION_TTL_S_MAX = 30 * 24 * 3600.0
 

@@ -163,10 +163,10 @@ class Buyer:
                     failed.update([attempt.seller] if attempt.seller else [])
                     continue
                 ending = await self._run_there(job, attempt, purchase, send)
-            attempt.outcome = "settled" if ending.end is End.FINISHED else "failed"
-            attempt.reason = ending.reason
+            attempt.outcome, attempt.reason = "failed", ending.reason
             if ending.end is End.FINISHED:
-                return "cancelled" if ending.reason == "cancelled" else "settled"
+                attempt.outcome = "cancelled" if ending.reason == "cancelled" else "settled"
+                return attempt.outcome
             if ending.end is End.PROMPT:
                 raise BadPrompt(ending.reason)
             self._journal.write(
@@ -181,6 +181,9 @@ class Buyer:
                 failed.add(attempt.seller)
             if job.client_left.is_set():
                 return "cancelled"
+            if len(job.ids) >= job.request.tokens_max:  # it failed behind its last token: nothing is missing
+                await self._finish(job, send, FinishReason.LENGTH, attempt.prompt_tokens)
+                return "settled"
         raise Unsold(f"{limits.ATTEMPTS_MAX} attempts failed", declines_of(job))
 
     # --- here ---------------------------------------------------------------------------------------------------

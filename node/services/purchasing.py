@@ -267,14 +267,16 @@ class Purchasing:
         bid = next(
             (answer.bid for answer in attempt.answers if answer.peer_id == seller and answer.bid), None
         )
-        now = self._clock.now()
-        first_s = job.first_token_s if job.first_token_s is not None else now
+        # This attempt's own times: a successor is not to blame for what its predecessor took.
+        first_s = attempt.first_token_s if attempt.first_token_s is not None else attempt.began_s
+        stream_s = attempt.last_token_s - first_s
+        is_rate_known = bid is not None and len(attempt.ids) > 1 and stream_s > 0
         self._reputation.settled(
             seller,
             promised_ttft_ms=bid.ttft_ms if bid else 0,
-            ttft_ms=round((first_s - job.started_s) * 1000),
-            promised_tokens_per_ks=bid.tokens_per_ks if bid else 0,
-            tokens_per_ks=round(1000 * len(attempt.ids) / max(0.001, now - first_s)),
+            ttft_ms=round((first_s - attempt.began_s) * 1000),
+            promised_tokens_per_ks=bid.tokens_per_ks if bid and is_rate_known else 0,
+            tokens_per_ks=round(1000 * (len(attempt.ids) - 1) / stream_s) if is_rate_known else 0,
         )
         self._end_job(job, attempt)
 

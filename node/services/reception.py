@@ -27,6 +27,8 @@ from protocol.messages import (
     TokensFrame,
 )
 
+PHASES = ("queued", "loading", "prefill", "decode")  # of progress, in their order
+
 
 class End(Enum):
     """How an attempt ended, as the buyer sees it."""
@@ -60,6 +62,8 @@ async def receive_tokens(
         RemoteProtocolError: a frame that the protocol does not allow.
     """
     ending: list[Ending] = []
+    attempt.began_s = now()
+    advance = _Advance(now())
     offence: RemoteProtocolError | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_when_client_leaves, stream, wire, job, attempt)
@@ -68,13 +72,21 @@ async def receive_tokens(
                 frame = await _next_frame(stream)
                 match frame:
                     case TokensFrame():
-                        _check_place(frame, len(job.ids))
+                        _check_place(frame, job, attempt)
                         attempt.ids.extend(frame.ids)
-                        if job.first_token_s is None and frame.ids:
-                            job.first_token_s = now()
+                        attempt.last_token_s = now()
+                        if attempt.first_token_s is None:
+                            attempt.first_token_s = attempt.last_token_s
+                        if job.first_token_s is None:
+                            job.first_token_s = attempt.last_token_s
+                        advance.by_tokens(now())
                         await on_delta(ChatDelta(frame.text, len(frame.ids)))
                     case ProgressFrame():
                         attempt.prompt_tokens = attempt.prompt_tokens or frame.total
+                        if not advance.by_progress(frame, now()):
+                            ending.append(
+                                Ending(End.FAILED, f"no step forward in {limits.STANDSTILL_S:.0f} s")
+                            )
                     case FinishedFrame():
                         attempt.prompt_tokens = frame.prompt_tokens
                         if frame.completion_tokens != len(job.ids):
@@ -106,9 +118,35 @@ async def _next_frame(stream: Stream) -> TokensFrame | ProgressFrame | FinishedF
     return frame
 
 
-def _check_place(frame: TokensFrame, expected: int) -> None:
+class _Advance:
+    """Whether an attempt gets anywhere. Else a seller could say for ever, every half second, that it is about to begin."""
+
+    def __init__(self, now: float) -> None:
+        self._at = now
+        self._furthest = (-1, 0)
+
+    def by_tokens(self, now: float) -> None:
+        self._at = now
+
+    def by_progress(self, frame: ProgressFrame, now: float) -> bool:
+        """Note a progress frame; False when none has told anything new for too long."""
+        place = (PHASES.index(frame.phase), frame.done)
+        if place > self._furthest:
+            self._furthest = place
+            self._at = now
+        return now - self._at <= limits.STANDSTILL_S
+
+
+def _check_place(frame: TokensFrame, job: Job, attempt: Attempt) -> None:
+    expected = len(job.ids)
     if frame.first != expected or not frame.ids:
         raise RemoteProtocolError(f"token frame begins at {frame.first}, expected {expected}")
+    assert attempt.work is not None
+    if expected + len(frame.ids) > attempt.work.completion_tokens_max:
+        # It would be billed: a lease's hold covers far more than this one answer.
+        raise RemoteProtocolError(
+            f"{expected + len(frame.ids)} tokens came, at most {attempt.work.completion_tokens_max} were asked for"
+        )
 
 
 async def _cancel_when_client_leaves(stream: Stream, wire: Wire, job: Job, attempt: Attempt) -> None:

@@ -29,12 +29,13 @@ from node.logbook import Logbook
 from node.services.sync import Sync
 from node.wire import Wire
 from protocol.envelope import Sealed, narrow
-from protocol.errors import AgoraError, NotAuthorised, RemoteProtocolError
+from protocol.errors import AgoraError, NotAuthorised, RemoteProtocolError, StreamBroken
 from protocol.identity import PeerId
 from protocol.mesh import Mesh, Stream
 from protocol.messages import (
     Accepted,
     Award,
+    Cancel,
     Countersignature,
     Head,
     Income,
@@ -50,7 +51,9 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
 CLAIMS_MAX = 256  # broken deliveries followed up at a time; a further one is written off at once
 CLAIM_PAUSES_S = (1.0, 5.0, 30.0, 120.0)  # then it is written off: the exposure cap limits such losses
 CLAIM_TIMEOUT_S = 10.0
-CLAIM_WINDOW_S = 180.0  # how long a buyer keeps the hold of a failed attempt for its seller's claim
+CLAIM_WINDOW_S = (
+    240.0  # a buyer keeps a failed attempt's hold for that long: all pauses, four timeouts, and some
+)
 RECEIPT_TIMEOUT_S = 10.0
 VOID_IDLE_INTERVAL_S = 600.0
 
@@ -239,7 +242,10 @@ class Settlement:
         )
 
     async def _take_countersignature(self, stream: Stream, receipt: Sealed[Receipt]) -> None:
-        await self._keep_countersignature(await self._wire.receive(stream, Countersignature), receipt)
+        answer = await self._wire.receive(stream, Countersignature, Cancel)
+        if isinstance(answer.message, Cancel):  # its client left as we finished: the two passed on the way
+            answer = await self._wire.receive(stream, Countersignature)
+        await self._keep_countersignature(cast("Sealed[Countersignature]", answer), receipt)
 
     async def _keep_countersignature(
         self, countersignature: Sealed[Countersignature], receipt: Sealed[Receipt]
@@ -332,7 +338,10 @@ class Settlement:
         job = self._jobs.find(wanted.job_id)
         attempt = job.attempts[wanted.attempt - 1] if job and wanted.attempt <= len(job.attempts) else None
         is_ours = attempt is not None and attempt.award is not None and attempt.award.id == wanted.award
-        ids = attempt.ids if attempt is not None and is_ours and attempt.outcome != "running" else []
+        if attempt is not None and is_ours and attempt.outcome == "running":
+            # Saying "nothing" now would be final: a slow client has yet to hear of the break.
+            raise StreamBroken("the attempt still runs here; its seller may come again")
+        ids = attempt.ids if attempt is not None and is_ours else []
         await self._wire.send(
             stream,
             Accepted(

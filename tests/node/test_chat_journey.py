@@ -1,6 +1,5 @@
 """A chat from the question to the last receipt, as the client, the buyer and the seller see it."""
 
-
 import msgspec
 import pytest
 import trio

@@ -152,6 +152,7 @@ class Engine(EchoEngine):
         super().__init__(**{"repetitions": 4, **settings})
         self.stall_after: int | None = None
         self.die_after: int | None = None
+        self.is_stopped = False
         self.started: list[Generation] = []
 
     async def generate(self, request: Generation) -> AsyncGenerator[Frame, None]:
@@ -160,7 +161,7 @@ class Engine(EchoEngine):
         async with aclosing(super().generate(request)) as frames:
             async for frame in frames:
                 if isinstance(frame, Tokens):
-                    if sent == self.stall_after:
+                    if sent == self.stall_after or self.is_stopped:
                         await trio.sleep_forever()
                     if sent == self.die_after:
                         raise EngineDied("the child process died")
