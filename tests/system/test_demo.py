@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = pytest.mark.system
+# half a minute on a quiet machine; one that compiles beside it takes its time
+pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 DEMO = (sys.executable, "-m", "node.cli", "demo")
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ def daemons(tmp_path: Path) -> list[psutil.Process]:
 def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:
     """Bids and a decline with its reason, a kill in mid-answer that loses nothing, and ledgers that sum to zero."""
     done = subprocess.run(
-        DEMO, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=110, check=False
+        DEMO, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=200, check=False
     )
 
     shown = done.stdout
@@ -86,7 +87,7 @@ def test_a_demo_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=200,
         check=False,
     )
 
