@@ -190,6 +190,7 @@ class Meeting:
         for raw in (hello.message.advert, *hello.message.adverts):
             if raw:
                 self._advertiser.hear(raw, peer_id)
+        self._changed.set()  # a newcomer has just heard of everybody it can buy from: dial them now
         await self._confirm_own(peer_id, hello.message.yours)
         self._journal.write("peer_met", peer=peer_id, owner=assembly.member(peer_id).owner)
 
@@ -230,30 +231,41 @@ class Meeting:
                 await self._greet(self._rng.choice(peers))
 
     async def _keep_dialling(self) -> None:
-        """Dial bootstrap peers and known members, each with its own growing pause, until enough are connected."""
+        """Dial bootstrap peers and known members, each with its own growing pause, until enough are connected.
+
+        Several at a time, since a dead one may take 10 s to fail; but never two addresses of one peer.
+        """
         due: dict[str, float] = {}
         pauses: dict[str, float] = {}
-        while True:
-            now = self._clock.now()
-            next_due = float("inf")
-            if len(self._mesh.connected) < CONNECTED_WANTED:
+        dialled: set[str] = set()  # peers
+
+        async def dial(address: str, peer: str) -> None:
+            reached = await self._dial(address)
+            pause = min(
+                DIAL_BACKOFF_MAX_S,
+                DIAL_BACKOFF_MIN_S if reached else 2 * pauses.get(address, DIAL_BACKOFF_FIRST_S / 2),
+            )
+            pauses[address] = pause
+            due[address] = self._clock.now() + pause * self._rng.uniform(0.8, 1.2)
+            dialled.discard(peer)
+            self._changed.set()
+
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._changed = trio.Event()
+                now = self._clock.now()
+                next_due = float("inf")
                 for address in self._to_dial():
+                    peer = address.rpartition("/p2p/")[2]
+                    if peer in dialled or len(self._mesh.connected) + len(dialled) >= CONNECTED_WANTED:
+                        continue
                     if due.setdefault(address, now) > now:
                         next_due = min(next_due, due[address])
                         continue
-                    reached = await self._dial(address)
-                    pause = min(
-                        DIAL_BACKOFF_MAX_S,
-                        DIAL_BACKOFF_MIN_S
-                        if reached
-                        else 2 * pauses.get(address, DIAL_BACKOFF_FIRST_S / 2),
-                    )
-                    pauses[address] = pause
-                    due[address] = self._clock.now() + pause * self._rng.uniform(0.8, 1.2)
-                    next_due = min(next_due, due[address])
-            self._changed = trio.Event()
-            with trio.move_on_at(next_due):
-                await self._changed.wait()
+                    dialled.add(peer)
+                    nursery.start_soon(dial, address, peer)
+                with trio.move_on_at(next_due):
+                    await self._changed.wait()
 
     def _to_dial(self) -> list[str]:
         """Addresses of bootstrap peers and members that are not connected; a bootstrap's may name no peer id."""
