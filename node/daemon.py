@@ -170,7 +170,9 @@ def _relays(config: Config) -> tuple[str, ...]:
 
     Whether a router lets strangers in is hard to know from behind it, and a place that nobody uses costs nothing.
     """
-    is_on_loopback = all(ipaddress.ip_address(parse(address).host).is_loopback for address in config.listen)
+    is_on_loopback = all(
+        ipaddress.ip_address(listen_address(address)[0]).is_loopback for address in config.listen
+    )
     if config.relays or is_on_loopback:
         return config.relays
     return tuple(
