@@ -178,7 +178,9 @@ class Bare:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise LocalMeshFailed(f"the bare llama.cpp process ended with status {self._process.wait()}")
+            assert self._process.stderr is not None
+            status, words = self._process.wait(), self._process.stderr.read()
+            raise LocalMeshFailed(f"the bare llama.cpp process ended with status {status}", words)
         return line
 
 
@@ -195,7 +197,8 @@ def bare_llama(model: Path) -> Iterator[Bare]:
 def helper(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Run one of this package's own processes; it is ended by its id, whatever happens."""
     command = [sys.executable, "-m", f"node.bench.{name}", *arguments]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         try:
             yield process
         finally:

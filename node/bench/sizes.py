@@ -46,10 +46,10 @@ FULL = Sizes(
     receipts=200,
 )
 QUICK = Sizes(
-    shape=random_gguf.TINY,
-    shape_name="quick",
+    shape=random_gguf.SLOW,
+    shape_name="17 MB",
     speed_rounds=2,
-    speed_tokens=16,
+    speed_tokens=24,
     tiny_rounds=2,
     first_tokens=3,
     auctions=5,
