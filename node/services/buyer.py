@@ -177,7 +177,7 @@ class Buyer:
                 tokens=len(attempt.ids),
                 reason=ending.reason,
             )
-            if attempt.seller and not attempt.is_lease:  # a lease's seller may still win an auction
+            if attempt.seller and not (attempt.is_lease and ending.is_lease_over):
                 failed.add(attempt.seller)
             if job.client_left.is_set():
                 return "cancelled"
@@ -256,7 +256,8 @@ class Buyer:
             ending = Ending(End.FAILED, str(error))
         if ending.end is not End.FINISHED or ending.frame is None:
             purchase.stream.abort()
-            self._purchasing.failed(job, attempt, is_sellers_fault=ending.end is End.FAILED)
+            is_sellers_fault = ending.end is End.FAILED and not (attempt.is_lease and ending.is_lease_over)
+            self._purchasing.failed(job, attempt, is_sellers_fault=is_sellers_fault)
             return ending
         if ending.reason != "cancelled":
             await self._finish(job, send, FinishReason(ending.reason), ending.frame.prompt_tokens)

@@ -101,6 +101,7 @@ class Purchasing:
             ChatError: nobody will do it.
         """
         _check_size(job)
+        self._void_ended()
         leased = await self._use_lease(job, attempt, failed)
         if leased is not None:
             return leased
@@ -250,11 +251,13 @@ class Purchasing:
         attempt.seller, attempt.award, attempt.is_lease = seller, award, True
         attempt.work = self._work(job, attempt, award)
         try:
-            stream = await self._mesh.open_stream(seller, JOB)
+            with trio.fail_after(limits.STALL_TIMEOUT_S):  # a stopped process keeps its connection for longer
+                stream = await self._mesh.open_stream(seller, JOB)
             await self._wire.send(stream, attempt.work)
-        except MeshError:
+        except (MeshError, trio.TooSlowError):
             self._leases.retire(award.id)
-            attempt.is_lease = False
+            self._void_ended()
+            attempt.seller, attempt.award, attempt.is_lease = None, None, False
             return None
         total = lease.prices.total_micro(prompt_tokens, completion_tokens)
         self._leases.begin(award.id, job.job_id, attempt.number, total_micro=total, now=self._clock.now())
@@ -300,9 +303,12 @@ class Purchasing:
 
     def _end_job(self, job: Job, attempt: Attempt) -> None:
         assert attempt.award is not None
-        now = self._clock.now()
-        self._leases.finish(attempt.award.id, job.job_id, attempt.number, now=now)
-        for award_id in self._leases.expire(now):
+        self._leases.finish(attempt.award.id, job.job_id, attempt.number, now=self._clock.now())
+        self._void_ended()
+
+    def _void_ended(self) -> None:
+        """Give back the holds of leases that are over: after a job, and before credit is needed for the next."""
+        for award_id in self._leases.expire(self._clock.now()):
             self._logbook.ledger.void(award_id)
 
     def _session(self, job: Job) -> Session | None:

@@ -40,11 +40,17 @@ class End(Enum):
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of an attempt; `frame` is there when the seller finished."""
+    """The end of an attempt.
+
+    Attributes:
+        frame: there when the seller finished.
+        is_lease_over: the seller serves the award no more (it was restarted, say), and may win the next.
+    """
 
     end: End
     reason: str = ""
     frame: FinishedFrame | None = None
+    is_lease_over: bool = False
 
 
 async def receive_tokens(
@@ -98,7 +104,7 @@ async def receive_tokens(
                         ending.append(Ending(End.FINISHED, frame.reason, frame))
                     case FailedFrame():
                         end = End.PROMPT if frame.reason == "prompt" else End.FAILED
-                        ending.append(Ending(end, frame.detail))
+                        ending.append(Ending(end, frame.detail, is_lease_over=frame.reason == "lease"))
         except trio.TooSlowError:
             ending.append(Ending(End.FAILED, f"silent for {limits.STALL_TIMEOUT_S:.0f} s"))
         except MeshError as error:

@@ -10,7 +10,9 @@ stream breaks, what was delivered is claimed later (`settlement.py`).
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import trio
@@ -196,6 +198,7 @@ class Seller:
     async def _negotiate(
         self, stream: Stream, request: Sealed[Request]
     ) -> tuple[Sealed[Award], Sealed[Work]] | None:
+        self._void_ended()
         answer = self.quote(request)
         buyer = stream.peer_id
         job = request.message.job_id.hex()
@@ -299,10 +302,20 @@ class Seller:
                 nursery.start_soon(self._listen, stream, work, run, nursery.cancel_scope)
                 await self._generate(stream, run)
                 nursery.cancel_scope.cancel()
-        finally:
-            self._leases.finish(award.id, work.job_id, work.attempt, now=self._clock.now())
-            self._leases.expire(self._clock.now())
+        except BaseException:
+            self._end_job(run.delivery)
+            raise
         await self._conclude(stream, run)
+
+    def _end_job(self, delivery: Delivery) -> None:
+        """Nothing more will be charged for a job: when its lease is over too, the buyer's hold weighs on it no longer."""
+        work = delivery.work
+        self._leases.finish(work.award, work.job_id, work.attempt, now=self._clock.now())
+        self._void_ended()
+
+    def _void_ended(self) -> None:
+        for award_id in self._leases.expire(self._clock.now()):
+            self._logbook.ledger.void(award_id)
 
     async def _listen(self, stream: Stream, work: Work, run: _Run, scope: trio.CancelScope) -> None:
         """Hear a cancel, or the buyer's end, while tokens go out."""
@@ -366,17 +379,18 @@ class Seller:
     async def _conclude(self, stream: Stream, run: _Run) -> None:
         """Say how it ended, and settle it."""
         delivery, work = run.delivery, run.delivery.work
+        end_job = partial(self._end_job, delivery)
         ids = {"job": work.job_id.hex(), "attempt": work.attempt, "buyer": stream.peer_id}
         if run.is_broken:
             self._journal.write("delivery_broken", **ids, tokens=len(delivery.ids))
-            self._settlement.claim_later(delivery)
+            self._settlement.claim_later(delivery, end_job)
             return
         try:
             if run.failure is not None:
                 self._journal.write("delivery_failed", **ids, reason=run.failure.detail)
-                await stream.send(encode(run.failure))
-                if delivery.ids:
-                    self._settlement.claim_later(delivery)
+                with suppress(StreamBroken):
+                    await stream.send(encode(run.failure))
+                self._settlement.claim_later(delivery, end_job)
                 return
             finish = run.finish or FinishedFrame(
                 reason="cancelled",
@@ -388,8 +402,9 @@ class Seller:
             self._journal.write("delivered", **ids, tokens=len(delivery.ids), reason=finish.reason)
             with trio.fail_after(SETTLE_TIMEOUT_S):
                 await self._settlement.settle(stream, delivery)
+            end_job()
         except RemoteProtocolError:
-            self._settlement.claim_later(delivery)
+            self._settlement.claim_later(delivery, end_job)
             raise
         except (AgoraError, trio.TooSlowError):
-            self._settlement.claim_later(delivery)
+            self._settlement.claim_later(delivery, end_job)

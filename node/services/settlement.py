@@ -6,6 +6,7 @@ money moves as usual. So a failed attempt is paid for what the client really got
 but never countersigned (a crash between the two) is presented again.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -90,6 +91,7 @@ class _Claim:
     wanted: SettlementWanted
     delivery: Delivery | None = None
     receipt: Sealed[Receipt] | None = None
+    on_end: Callable[[], None] = lambda: None
 
 
 class Settlement:
@@ -151,9 +153,10 @@ class Settlement:
             await stream.send(receipt.raw)
             await self._take_countersignature(stream, receipt)
 
-    def claim_later(self, delivery: Delivery) -> None:
-        """The stream broke before it was settled: ask the buyer what it accepted, some time soon."""
+    def claim_later(self, delivery: Delivery, on_end: Callable[[], None]) -> None:
+        """The stream broke before it was settled: ask the buyer what it accepted, some time soon; then call `on_end`."""
         if not delivery.ids:
+            on_end()
             return
         work, buyer = delivery.work, delivery.award.sender
         wanted = SettlementWanted(award=work.award, job_id=work.job_id, attempt=work.attempt)
@@ -162,7 +165,7 @@ class Settlement:
             for receipt in self._logbook.ledger.unsettled(self._logbook.me)
             if (receipt.message.job_id, receipt.message.attempt) == (work.job_id, work.attempt)
         ]
-        self._follow_up(_Claim(buyer, wanted, delivery, written[0] if written else None))
+        self._follow_up(_Claim(buyer, wanted, delivery, written[0] if written else None, on_end))
 
     def _follow_up(self, claim: _Claim) -> None:
         assert self._nursery is not None, "run() comes first"
@@ -171,6 +174,7 @@ class Settlement:
             self._nursery.start_soon(self._claim_until_settled, claim)
         else:
             self._write_off(claim, "too many claims")
+            claim.on_end()
 
     async def _claim_until_settled(self, claim: _Claim) -> None:
         reason = ""
@@ -189,6 +193,7 @@ class Settlement:
                     reason = str(error) or "no answer in time"
         finally:
             self._claims -= 1
+            claim.on_end()
         self._write_off(claim, reason)
 
     def _write_off(self, claim: _Claim, reason: str) -> None:
