@@ -123,30 +123,31 @@ async def connect_again_and_again(address: str, count: int, victim: psutil.Proce
 
 async def main(count: int) -> None:
     """Run everything against one answering process."""
-    process = subprocess.Popen(
+    process = await trio.lowlevel.open_process(
         [sys.executable, "-m", "tests.system.victim"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    address = ""
+    journal, address = b"", ""
     while not address:
-        address = json.loads(process.stdout.readline()).get("address", "")
+        journal += await process.stdout.receive_some()
+        *lines, journal = journal.split(b"\n")
+        address = next((line["address"] for line in map(json.loads, lines) if line["event"] == "ready"), "")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(drain, process.stdout.fileno())
+        nursery.start_soon(drain, process.stdout)
         result = await time_streams(address)
         result |= await connect_again_and_again(address, count, psutil.Process(process.pid))
         result |= {"answers_afterwards": bool(await time_streams(address))}
         nursery.cancel_scope.cancel()
-    process.stdin.close()
-    process.wait(10)
+    await process.stdin.aclose()
+    await process.wait()
     sys.stdout.write(json.dumps(result) + "\n")
 
 
-async def drain(journal: int) -> None:
+async def drain(journal: trio.abc.ReceiveStream) -> None:
     """Read the other side's journal, or it would wait for us."""
-    async with trio.lowlevel.FdStream(journal) as stream:
-        while await stream.receive_some():
-            pass
+    while await journal.receive_some():
+        pass
 
 
 if __name__ == "__main__":
