@@ -20,6 +20,7 @@ from runtime.llama import wire
 
 START_S_MAX = 20.0  # to import and to close the sandbox: 0.2 s on an idle machine
 STDERR_BYTES_MAX = 2_048  # the last words
+READ_FIRST_S = 0.1
 LAST_WORDS_S = 1.0  # between the end of the socket and that of the process
 _ERRORS: dict[str, type[EngineError]] = {
     "too_long": PromptTooLong,
@@ -203,11 +204,18 @@ class LlamaChild:
             self._kill(f"the engine's child did not start within {START_S_MAX:.0f} s")
             return
         while True:
+            if self._is_silent():
+                await trio.sleep(
+                    READ_FIRST_S
+                )  # if it was this process that stood still, words are waiting to be read
             silent_s = trio.current_time() - self._heard_at
-            if self._owed and silent_s >= STALL_TIMEOUT_S:
+            if self._is_silent():
                 self._kill(f"the engine's child was silent for {silent_s:.1f} s")
                 return
             await trio.sleep(STALL_TIMEOUT_S - silent_s if self._owed else STALL_TIMEOUT_S)
+
+    def _is_silent(self) -> bool:
+        return bool(self._owed) and trio.current_time() - self._heard_at >= STALL_TIMEOUT_S
 
     # --- ends ----------------------------------------------------------------------------------------------------
 

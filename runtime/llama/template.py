@@ -3,7 +3,7 @@
 A template is a program by the file's author. Jinja2's immutable sandbox keeps it from Python's attributes
 (CVE-2024-34359 was a template outside of one); what is left is exhaustion, and each way has its bound:
 
-- loops: an interval timer raises inside the interpreter after `RENDER_S_MAX`, again and again until it is out;
+- loops: a timer raises inside the interpreter after `RENDER_S_MAX` of CPU, again and again until it is out;
 - memory: the address space may grow by `RENDER_BYTES_MAX` while a template renders;
 - one long call in C, which no timer interrupts: arithmetic takes small numbers only, filters are an allow-list;
 - output: counted as it comes, at most `PROMPT_BYTES_MAX`.
@@ -28,7 +28,7 @@ import jinja2.sandbox
 
 from protocol.limits import MIB, PROMPT_BYTES_MAX
 
-RENDER_S_MAX = 0.5  # honest templates take under 20 ms, compiling included
+RENDER_S_MAX = 0.5  # of CPU: a busy machine is not the template's fault; honest ones take under 20 ms
 RENDER_BYTES_MAX = 64 * MIB
 TEMPLATE_CHARS_MAX = 256 * 1024
 NUMBER_BITS_MAX = 256
@@ -90,28 +90,28 @@ class RenderBounds:
             TemplateError: the body went over one of them.
         """
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        handler = signal.signal(signal.SIGALRM, self._time_up)
+        handler = signal.signal(signal.SIGPROF, self._time_up)
         try:
             if self._statm is not None:
                 pages = int(os.pread(self._statm, 64, 0).split()[0])
                 limit = pages * resource.getpagesize() + RENDER_BYTES_MAX
                 resource.setrlimit(resource.RLIMIT_AS, (limit if soft < 0 else min(limit, soft), hard))
             self._armed = True
-            signal.setitimer(signal.ITIMER_REAL, RENDER_S_MAX, TIMER_REPEAT_S)
+            signal.setitimer(signal.ITIMER_PROF, RENDER_S_MAX, TIMER_REPEAT_S)
             try:
                 yield
             finally:
                 self._armed = False
         except _TimeUp:
-            raise TemplateError(f"the chat template ran for over {RENDER_S_MAX} s") from None
+            raise TemplateError(f"the chat template ran for over {RENDER_S_MAX} s of CPU") from None
         except MemoryError:
             raise TemplateError(
                 f"the chat template took over {RENDER_BYTES_MAX // MIB} MiB of memory"
             ) from None
         finally:
             self._armed = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.signal(signal.SIGPROF, handler)
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
     def _time_up(self, _signal: int, _frame: FrameType | None) -> None:

@@ -1,7 +1,8 @@
 """Tokens per second through the engine against the same llama.cpp calls in a bare process.
 
 `python tests/benchmarks/engine_speed.py MODEL.gguf [TOKENS] [ROUNDS]` prints one JSON line. The two take turns, since
-a shared machine is not equally fast all the time; the medians are compared.
+a shared machine is not equally fast all the time; the medians are compared. On a busy machine only the CPU ratio says
+something: what the child itself computes for a token.
 """
 
 # ruff: noqa: PLC0415, T201  (each side loads only what it needs; a benchmark prints)
@@ -60,22 +61,25 @@ def bare(path: str, tokens: int, threads: int) -> None:
         llama.llama_decode(context, llama.llama_batch_get_one(piece, size))
     one[0] = llama.llama_sampler_sample(sampler, context, -1)
     prefilled = time.perf_counter()
+    cpu = time.process_time()
     for _ in range(tokens):
         llama.llama_decode(context, llama.llama_batch_get_one(one, 1))
         one[0] = llama.llama_sampler_sample(sampler, context, -1)
     ended = time.perf_counter()
-    print(json.dumps([count / (prefilled - began), tokens / (ended - prefilled)]))
+    cpu = time.process_time() - cpu
+    print(json.dumps([count / (prefilled - began), tokens / (ended - prefilled), tokens / cpu]))
 
 
-def through_engine(path: Path, tokens: int, threads: int) -> tuple[float, float]:
+def through_engine(path: Path, tokens: int, threads: int) -> tuple[float, float, float]:
     """The same through `LlamaEngine`; decode is measured at the reader, from first to last frame."""
+    import psutil
     import trio
 
     from runtime.engine import ChatMessage, Finished, Generation, Tokens
     from runtime.llama.backend import LlamaEngine
     from runtime.model_store import ModelStore
 
-    async def main() -> tuple[float, float]:
+    async def main() -> tuple[float, float, float]:
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             store = ModelStore(Path(directory) / "models")
             card = await store.add(path)
@@ -86,15 +90,19 @@ def through_engine(path: Path, tokens: int, threads: int) -> tuple[float, float]
                 async for _ in engine.generate(warm):
                     pass
                 request = Generation(card.digest, (ChatMessage("user", PROMPT),), tokens)
-                first = last = seen = 0.0
+                first = last = seen = cpu = 0.0
+                child = psutil.Process(engine.child_pid)
                 async for frame in engine.generate(request):
                     if isinstance(frame, Tokens):
                         last = time.perf_counter()
-                        first = first or last
+                        if not first:
+                            first, cpu = last, sum(child.cpu_times()[:2])
                         seen += len(frame.ids)
                     elif isinstance(frame, Finished):
+                        cpu = sum(child.cpu_times()[:2]) - cpu
                         nursery.cancel_scope.cancel()
-                        return frame.prompt_tokens / frame.prefill_s, (seen - 1) / (last - first)
+                        seen -= 1
+                        return frame.prompt_tokens / frame.prefill_s, seen / (last - first), seen / cpu
         raise RuntimeError("the generation did not end")
 
     return trio.run(main)
@@ -119,8 +127,11 @@ def main() -> None:
         "engine_prompt_tokens_per_s": statistics.median(run[0] for run in engine),
         "bare_tokens_per_s": statistics.median(run[1] for run in alone),
         "engine_tokens_per_s": statistics.median(run[1] for run in engine),
+        "bare_tokens_per_cpu_s": statistics.median(run[2] for run in alone),
+        "child_tokens_per_cpu_s": statistics.median(run[2] for run in engine),
     }
     result["ratio"] = result["engine_tokens_per_s"] / result["bare_tokens_per_s"]
+    result["cpu_ratio"] = result["child_tokens_per_cpu_s"] / result["bare_tokens_per_cpu_s"]
     print(json.dumps({key: round(value, 3) for key, value in result.items()}))
 
 
