@@ -164,8 +164,9 @@ DEFAULT_TOML = """\
 # threads = 0
 # context_tokens = 4096
 
-# what this device asks for a token read and a token written, in micro-credits (a credit is 1000000 of them), and the
-# share of it that your own other devices pay, in percent
+# what this device asks for a token read and a token written, in micro-credits (a credit is 1000000 of them), when it is
+# idle and on mains power (a busy one asks up to twice that); and what your own other devices pay of it, in percent,
+# whatever the load
 # price_prompt_micro = 10
 # price_completion_micro = 40
 # owner_percent = 100

@@ -9,6 +9,7 @@ from node.clock import Clock
 from node.directory import Directory
 from node.views import ModelView
 from protocol.identity import PeerId
+from protocol.messages import ModelOffer
 from runtime.engine import Digest, Engine
 
 DIGEST_PREFIX_HEX = 8
@@ -29,7 +30,7 @@ class ModelNames:
     def views(self) -> list[ModelView]:
         """Every model that somebody reachable, or this device, holds."""
         local = self._engine.models
-        offered = self._directory.models(self._clock.now())
+        offered = self._offered()
         views = []
         for digest in sorted({*map(bytes, local), *offered}):
             offers = offered.get(digest, [])
@@ -49,13 +50,22 @@ class ModelNames:
             )
         return sorted(views, key=lambda view: (not view.is_published, view.id))
 
+    def _offered(self) -> dict[bytes, list[tuple[PeerId, ModelOffer]]]:
+        """What members offer; who was revoked a moment ago has still an advert here."""
+        is_member = self._assembly().is_member
+        table = {}
+        for digest, offers in self._directory.models(self._clock.now()).items():
+            if of_members := [offer for offer in offers if is_member(offer[0])]:
+                table[digest] = of_members
+        return table
+
     def name(self, digest: bytes) -> str:
         """The name to show for a digest: its card's, else `NAME@digest8`."""
         published = self._assembly().name_of(digest)
         if published:
             return published
         card = self._engine.models.get(Digest(digest))
-        offers = self._directory.models(self._clock.now()).get(digest)
+        offers = self._offered().get(digest)
         base = card.name if card else offers[0][1].architecture if offers else "model"
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', base).strip('-') or 'model'}@{digest.hex()[:DIGEST_PREFIX_HEX]}"
 

@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
     from trio_typing import TaskStatus
 
 VERSION = "0.1.0"
+LAST_WORD_S = 0.5  # a daemon told to leave answers before it stops
 
 
 class Library(Protocol):
@@ -94,6 +95,7 @@ class Node:
         self._config = config
         self.gateway = gateway
         self.stop_asked = trio.Event()
+        self._left = trio.Event()
         clock, journal, rng = ports.clock, ports.journal, ports.rng
         self._started_s = clock.now()
         mesh_id = _mesh_id(records)
@@ -222,6 +224,9 @@ class Node:
             for service in services:
                 await nursery.start(service.run)
             task_status.started()
+            await self._left.wait()
+            await trio.sleep(LAST_WORD_S)
+            self.stop_asked.set()
 
     # --- what its users do ----------------------------------------------------------------------------------------
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
@@ -337,7 +342,7 @@ class Node:
             raise StartError("this device is on the charter's roll; only a new charter takes it off")
         await self._ports.store.append([Record(MESH, b"left", b"1")])
         self.journal.write("mesh_left", mesh=self.wire.mesh_id)
-        self.stop_asked.set()
+        self._left.set()
         return {"mesh_id": self.wire.mesh_id.hex(), "left": True}
 
     # --- what its users see ---------------------------------------------------------------------------------------
@@ -357,6 +362,8 @@ class Node:
         local = list(engine.models)
         state = engine.status(local[0]) if local else None
         warnings = [self.logbook.halted] if self.logbook.halted else []
+        if assembly.is_barred(me):
+            warnings.append("the mesh has barred this device: no member speaks with it any more")
         if not self.logbook.is_confirmed:
             warnings.append(
                 "no member has confirmed this device's log yet: it buys and sells nothing until one does"
