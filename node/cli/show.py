@@ -158,7 +158,8 @@ def bytes_bar(what: str) -> Iterator[Bytes]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as progress:
+    # off a terminal it would leave an empty line, and a refusal is one line
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         yield Bytes(progress, progress.add_task(what, total=None))
 
 

@@ -102,10 +102,14 @@ class Meeting:
             self._nursery = nursery
             task_status.started()
             nursery.start_soon(self._keep_greeting)
-            await self._keep_dialling()
+            try:
+                await self._keep_dialling()
+            finally:
+                self._nursery = None
 
     async def _on_peer(self, event: PeerEvent) -> None:
-        assert self._nursery is not None, "the mesh runs inside the node, after its services"
+        if self._nursery is None:
+            return  # this node is stopping
         self._changed.set()
         if not isinstance(event, PeerConnected):
             self._greeted.pop(event.peer_id, None)
@@ -271,6 +275,8 @@ class Meeting:
         """Addresses of bootstrap peers and members that are not connected; a bootstrap's may name no peer id."""
         connected = self._mesh.connected
         assembly = self._logbook.assembly
+        if assembly.is_barred(self._logbook.me):
+            return []  # everybody would hang up at once, and we would ring again
         known = [
             address
             for peer_id, addresses in self._directory.known().items()

@@ -1,6 +1,7 @@
 """Meshes of real daemons: a process and a temporary home for each, on free ports, asked as a user would ask them."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -14,13 +15,13 @@ import httpx
 import openai
 import psutil
 
-from node.local_mesh.processes import AGORA, VERB_TIMEOUT_S, Daemon, until, verb
+from node.cli.app import run
+from node.local_mesh.processes import AGORA, VERB_TIMEOUT_S, Daemon, until
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples/tiny_model/tiny-q8_0.gguf"
 STORY = [{"role": "user", "content": "Tell me the story of the lighthouse."}]  # about 250 tokens
 SUM = [{"role": "user", "content": "44 + 25"}]
-PASSPHRASE = {"AGORA_PASSPHRASE": "a passphrase of the tests"}
 ANYBODY = {"X-Agora-Privacy": "mesh"}
 HERE = {"X-Agora-Privacy": "local"}
 
@@ -81,22 +82,35 @@ class Device(Daemon):
     def founder(cls, name: str, directory: Path, *, launcher: Sequence[str] = ()) -> Self:
         """Make a home that founds a mesh."""
         device = cls(name, directory / name, launcher=launcher)
-        device.told = device.ask("init", "--name", "test", "--owner", "ann", environ=PASSPHRASE)
+        passphrase = directory / "passphrase"
+        directory.mkdir(exist_ok=True)
+        passphrase.write_text("a passphrase of the tests")
+        device.told = device.ask("init", "--owner", "ann", "--passphrase-file", str(passphrase))
         return device
 
     @classmethod
-    def member(cls, name: str, inviter: Daemon, *, launcher: Sequence[str] = ()) -> Self:
+    def member(cls, name: str, inviter: "Device", *, launcher: Sequence[str] = ()) -> Self:
         """Make a home that joins the mesh of a running daemon."""
         device = cls(name, inviter.home.parent / name, launcher=launcher)
-        invited = verb("invite", home=inviter.home)
+        invited = inviter.ask("invite")
         device.told = device.ask("join", invited["invitation"])
         return device
 
-    def ask(self, *arguments: str, environ: Mapping[str, str] | None = None) -> Any:
-        """Run a verb on this home and return the JSON that it printed."""
-        done = agora(*arguments, "--json", home=self.home, environ=environ, launcher=self._launcher_of_verbs)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+    def ask(self, *arguments: str) -> Any:
+        """Run a verb on this home, in this process unless it belongs elsewhere, and return the JSON that it printed."""
+        words = [*arguments, "--home", str(self.home), "--json"]
+        if self._launcher_of_verbs:
+            done = agora(*arguments, "--json", home=self.home, launcher=self._launcher_of_verbs)
+            status, told, refusal = done.returncode, done.stdout, done.stderr
+        else:
+            with (
+                contextlib.redirect_stdout(io.StringIO()) as out,
+                contextlib.redirect_stderr(io.StringIO()) as err,
+            ):
+                status = run(words)
+            told, refusal = out.getvalue(), err.getvalue()
+        assert status == 0, refusal
+        return json.loads(told)
 
     def get(self, path: str) -> Any:
         """Return a listing of its gateway's mesh API."""
