@@ -119,6 +119,7 @@ class Settlement:
         self._journal = journal
         self._nursery: trio.Nursery | None = None
         self._claims = 0
+        self._countersigning: set[tuple[bytes, int]] = set()
         mesh.serve(SETTLE, self._answer)
 
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
@@ -126,14 +127,17 @@ class Settlement:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await self._logbook.wait_confirmed()
-            for receipt in self._logbook.ledger.unsettled(self._logbook.me):
-                terms = receipt.message
-                wanted = SettlementWanted(award=terms.award, job_id=terms.job_id, attempt=terms.attempt)
-                self._follow_up(_Claim(PeerId(terms.payer), wanted, receipt=receipt))
-            while True:
-                self._logbook.ledger.void_idle(self._clock.utc_ms())
-                await trio.sleep(VOID_IDLE_INTERVAL_S)
+            try:
+                await self._logbook.wait_confirmed()
+                for receipt in self._logbook.ledger.unsettled(self._logbook.me):
+                    terms = receipt.message
+                    wanted = SettlementWanted(award=terms.award, job_id=terms.job_id, attempt=terms.attempt)
+                    self._follow_up(_Claim(PeerId(terms.payer), wanted, receipt=receipt))
+                while True:
+                    self._logbook.ledger.void_idle(self._clock.utc_ms())
+                    await trio.sleep(VOID_IDLE_INTERVAL_S)
+            finally:
+                self._nursery = None
 
     def note_head(self, head: Head) -> None:
         """A buyer's log goes on behind what we know of it: ask for the rest, since we are about to extend it credit."""
@@ -168,8 +172,9 @@ class Settlement:
         self._follow_up(_Claim(buyer, wanted, delivery, written[0] if written else None, on_end))
 
     def _follow_up(self, claim: _Claim) -> None:
-        assert self._nursery is not None, "run() comes first"
-        if self._claims < CLAIMS_MAX:
+        if self._nursery is None:
+            claim.on_end()  # this node is stopping; a receipt that it has written is presented after the next start
+        elif self._claims < CLAIMS_MAX:
             self._claims += 1
             self._nursery.start_soon(self._claim_until_settled, claim)
         else:
@@ -224,7 +229,7 @@ class Settlement:
                         f"buyer {claim.buyer} accepted {ids.found}, expected {ids.expected}"
                     )
                 if not ids:
-                    self._exposure.settle(claim.buyer, claim.wanted.job_id, claim.wanted.attempt)
+                    self._exposure.settle(claim.buyer, claim.wanted.job_id, claim.wanted.attempt, 0)
                     return
                 claim.receipt = await self._write_receipt(claim.delivery, ids)
             await stream.send(claim.receipt.raw)
@@ -270,7 +275,7 @@ class Settlement:
             witnessing=countersignature,
         )
         terms = receipt.message
-        self._exposure.settle(PeerId(terms.payer), terms.job_id, terms.attempt)
+        self._exposure.settle(PeerId(terms.payer), terms.job_id, terms.attempt, terms.amount_micro)
         self._journal.write(
             "receipt_settled",
             job=terms.job_id.hex(),
@@ -315,10 +320,17 @@ class Settlement:
         refused = self._logbook.ledger.may_post(receipt)
         if refused is not None:
             raise RemoteProtocolError(f"receipt may not be paid: {refused.detail}")
-        countersignature = await self._logbook.write(
-            Countersignature,
-            lambda index, prev: Countersignature(index=index, prev=prev, receipt=receipt.raw),
-        )
+        key = (job.job_id, attempt.number)
+        if key in self._countersigning:  # the ledger will only know of the first when it is on disk
+            raise RemoteProtocolError("another receipt of this attempt is being countersigned")
+        self._countersigning.add(key)
+        try:
+            countersignature = await self._logbook.write(
+                Countersignature,
+                lambda index, prev: Countersignature(index=index, prev=prev, receipt=receipt.raw),
+            )
+        finally:
+            self._countersigning.remove(key)
         attempt.receipt_id = receipt.id.hex()
         attempt.amount_micro = receipt.message.amount_micro
         await stream.send(countersignature.raw)

@@ -1,5 +1,6 @@
 """The world that the stories of whole nodes are told in."""
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -10,7 +11,15 @@ from trio.testing import MockClock
 from tests.node.world import World
 
 
+SEED = os.environ.get("AGORA_SEED", "1")  # another one runs the same stories in another order of tasks
+
+
 def run_on_virtual_time(test: Callable[[], Awaitable[None]], **options: Any) -> None:
+    scheduler: Any = (
+        trio._core._run
+    )  # trio draws the order of ready tasks by lot; with a seed it is the same each time
+    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
+    scheduler._r.seed(SEED)
     try:
         trio.run(test, **{**options, "clock": MockClock(autojump_threshold=0)})
     except BaseExceptionGroup as group:
