@@ -10,8 +10,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,10 +36,13 @@ from node.store import SqliteStore
 from protocol.errors import AgoraError
 from protocol.identity import Identity
 from runtime.capacity import measure
+from runtime.engine import ChatMessage, Digest, EngineError, Generation, ModelCard
 from runtime.llama.backend import LlamaEngine
 from runtime.model_store import ModelStore
 
 EXIT_REFUSED = 1
+WARM_UP_PROMPT = "Say something nice about the place where people meet, trade and decide together."
+WARM_UP_TOKENS = 24
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -140,11 +143,13 @@ async def _open(
         journal=journal,
         rng=SystemRandom(),
         device=lambda: as_device(measure(engine.gpu), _sandbox(engine)),
-        library=models,
+        library=_Library(models, lambda digest: nursery.start_soon(_warm_up, engine, digest, journal)),
     )
     node = Node(ports, identity, config, await store.load())
     host.allow_relaying(node.logbook.assembly.is_member)
     nursery.start_soon(engine.run)  # its child may still be loading a model while the mesh already asks
+    if newest := list(models.models)[-1:]:
+        nursery.start_soon(_warm_up, engine, newest[0], journal)
     await nursery.start(node.run)
     await nursery.start(host.run)
     keys = ApiKeys(home.api_keys)
@@ -159,6 +164,44 @@ async def _open(
     print(json.dumps(ready), flush=True)  # noqa: T201  # the one line of stdout: whoever started us waits for it
     journal.write("ready", peer=identity.peer_id, gateway=node.gateway)
     return node
+
+
+class _Library:
+    """The model store, which has each new model loaded and measured at once."""
+
+    def __init__(self, models: ModelStore, on_added: Callable[[Digest], None]) -> None:
+        self._models = models
+        self._on_added = on_added
+
+    async def add(
+        self,
+        source: Path,
+        name: str | None = None,
+        on_progress: Callable[[int, int], None] = lambda _done, _all: None,
+    ) -> ModelCard:
+        """See `node.node.Library`."""
+        card = await self._models.add(source, name, on_progress)
+        self._on_added(card.digest)
+        return card
+
+
+async def _warm_up(engine: LlamaEngine, model: Digest, journal: Journal) -> None:
+    """Load a model and let it say a few words: the first client does not wait, and bids know the speed."""
+    request = Generation(model, (ChatMessage("user", WARM_UP_PROMPT),), tokens_max=WARM_UP_TOKENS)
+    try:
+        async with aclosing(engine.generate(request)) as frames:
+            async for _frame in frames:
+                pass
+    except EngineError as error:
+        journal.write("model_unusable", digest=model, reason=str(error))
+        return
+    status = engine.status(model)
+    journal.write(
+        "model_measured",
+        digest=model,
+        tokens_per_s=round(status.tokens_per_s, 1),
+        prompt_tokens_per_s=round(status.prompt_tokens_per_s, 1),
+    )
 
 
 def _sandbox(engine: LlamaEngine) -> str:
