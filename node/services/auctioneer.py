@@ -74,7 +74,7 @@ class Auctioneer:
             winner = result.seller if isinstance(result, Won) else None
             for peer, stream in streams.items():
                 if peer != winner:
-                    stream.abort()
+                    stream.abort()  # whoever has not answered yet may still show that it is punctual
             self._note(auction, attempt, opened_at)
         if isinstance(result, Won):
             return Sale(result.seller, result.bid, result.total_micro, streams[result.seller])
@@ -94,7 +94,6 @@ class Auctioneer:
             with trio.move_on_after(limits.BID_WINDOW_MAX_S):
                 stream = await self._mesh.open_stream(seller, JOB)
                 await stream.send(request.raw)
-                streams[seller] = stream
                 heard = await self._wire.receive(stream, Bid, Decline)
                 answer = narrow(heard, Bid) or narrow(heard, Decline)
         except RemoteProtocolError as error:
@@ -109,7 +108,9 @@ class Auctioneer:
             with suppress(trio.BrokenResourceError):  # the auction may be over
                 send.send_nowait((seller, answer))
                 is_heard = True
-        if not is_heard and stream is not None:
+        if stream is not None and is_heard:
+            streams[seller] = stream
+        elif stream is not None:
             stream.abort()
 
     def _note(self, auction: Auction, attempt: Attempt, opened_at: float) -> None:

@@ -45,7 +45,6 @@ class Registrar:
 
     async def _admit(self, stream: Stream) -> None:
         request = await self._wire.receive(stream, JoinRequest)
-        self._meeting.expect(stream.peer_id)
         assembly = self._logbook.assembly
         async with self._deciding:  # two joiners must not share an invitation's last use
             invitation_id = _invitation_id(request.message.invitation, self._wire.mesh_id)
@@ -59,7 +58,8 @@ class Registrar:
             if isinstance(decision, Refusal):
                 self._journal.write("join_refused", peer=request.sender, reason=decision.reason)
                 await self._wire.send(stream, decision)
-                return
+                return  # and without a hello it is disconnected in 3 s: time enough to read why
+            self._meeting.expect(stream.peer_id)
             entry: Sealed[Entry]
             if isinstance(decision, AlreadyAdmitted):
                 entry = decision.entry

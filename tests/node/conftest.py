@@ -10,7 +10,6 @@ from trio.testing import MockClock
 
 from tests.node.world import World
 
-
 SEED = os.environ.get("AGORA_SEED", "1")  # another one runs the same stories in another order of tasks
 
 

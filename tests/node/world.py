@@ -404,7 +404,7 @@ class World:
         await daemon.disk.append(self.belonging())
         await daemon.start()
         if is_met:
-            await self.until(lambda: self.founder.peer_id in daemon.node.meeting.greeted)
+            await self.until(lambda: daemon.events("peer_met") != [])
         return daemon
 
     async def puppet(self, name: str, *, owner: str = "", is_admitted: bool = True) -> "Puppet":
@@ -444,6 +444,11 @@ class World:
                 if one is not other
             )
         )
+
+    def set_latency(self, one: Daemon, other: Daemon, one_way_s: float) -> None:
+        """Make a link slower or faster, in both directions."""
+        self.network.set_latency(one.peer_id, other.peer_id, one_way_s)
+        self.network.set_latency(other.peer_id, one.peer_id, one_way_s)
 
     def partition(self, *groups: Sequence[Daemon]) -> None:
         """Cut every link between these groups."""
@@ -693,6 +698,14 @@ class Puppet:
             "received": (),
         }
         return Work(**{**fields, **changes})
+
+
+def invented_heads(count: int) -> tuple[Head, ...]:
+    """Heads of assembly logs that nobody has written."""
+    return tuple(
+        Head(author=person(f"nobody {number}").peer_id, log="assembly", index=3, entry=bytes(32))
+        for number in range(count)
+    )
 
 
 def echo_ids(words: str, count: int) -> tuple[int, ...]:
