@@ -85,6 +85,7 @@ class Logbook:
         self._send, self._receive = trio.open_memory_channel[_Write](WRITES_WAITING_MAX)
         self._confirmed = trio.Event()
         self._started_ms = started_ms
+        self._has_written = False
         self.halted = ""
 
     @property
@@ -96,6 +97,11 @@ class Logbook:
     def is_confirmed(self) -> bool:
         """Whether our own logs may be written."""
         return self._confirmed.is_set()
+
+    @property
+    def has_written(self) -> bool:
+        """Whether our own logs have grown since the start: what an earlier life wrote there too would contradict it."""
+        return self._has_written
 
     def confirm(self) -> None:
         """Our own heads are the newest that any member knows: writing may begin."""
@@ -278,6 +284,7 @@ class Logbook:
                 continue
             write.entry = entry
             tails[write.log] = (index + 1, write.entry.id)
+            self._has_written = True
         sealed = [write.entry for write in group if write.entry is not None]
         witnessed = [
             write.witnessed for write in group if write.entry is not None and write.witnessed is not None

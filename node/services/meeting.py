@@ -74,6 +74,9 @@ class Meeting:
         self._boot = boot
         self._bootstrap = bootstrap
         self._greeted: dict[PeerId, trio.Event] = {}
+        self._answers: dict[
+            PeerId, bool
+        ] = {}  # who has told us how far our own logs go, and whether we agree
         self._changed = trio.Event()
         self._nursery: trio.Nursery | None = None
         mesh.serve(HELLO, self._answer)
@@ -113,6 +116,7 @@ class Meeting:
         self._changed.set()
         if not isinstance(event, PeerConnected):
             self._greeted.pop(event.peer_id, None)
+            self._confirm_when_all_answered()
             return
         if event.we_dialled:
             self._nursery.start_soon(self._greet, event.peer_id)
@@ -207,19 +211,31 @@ class Meeting:
                     await self._sync.pull(peer_id, PeerId(head.author), "assembly")
 
     async def _confirm_own(self, peer_id: PeerId, yours: tuple[Head, ...]) -> None:
-        """Find our own newest entries: after a restore, a peer may know more of us than we do."""
-        if self._logbook.is_confirmed:
-            return
+        """Find our own newest entries: after a restore, a peer may know more of us than we do.
+
+        Each peer holds only those that concern it. So one that answers later is listened to as well, while nothing new
+        has been written that could contradict what it has.
+        """
+        is_agreed = True
         for head in yours:
             if head.author != self._logbook.me:
                 continue
-            if self._sync.lacks(head):
+            if self._sync.lacks(head) and not self._logbook.has_written:
                 await self._sync.pull(peer_id, self._logbook.me, head.log)
             if self._sync.lacks(head) or not self._logbook.agrees(head):
                 self._journal.write("own_log_disputed", peer=peer_id, log=head.log, index=head.index)
-                return
-        self._logbook.confirm()
-        self._journal.write("own_log_confirmed", peer=peer_id)
+                is_agreed = False
+        self._answers[peer_id] = is_agreed
+        self._confirm_when_all_answered()
+
+    def _confirm_when_all_answered(self) -> None:
+        """One agreement is enough, but not before every member that is connected has had its say, which takes 3 s at most."""
+        if self._logbook.is_confirmed:
+            return
+        members = self._mesh.connected & self._logbook.assembly.members().keys()
+        if any(self._answers.values()) and members <= self._answers.keys():
+            self._logbook.confirm()
+            self._journal.write("own_log_confirmed", peers=len(self._answers))
 
     async def _learn_addresses(self, peer_id: PeerId, addresses: tuple[str, ...]) -> None:
         before = self._directory.addresses(peer_id)
