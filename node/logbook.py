@@ -306,11 +306,22 @@ class Logbook:
         if entry.message.log == "assembly":
             return self.assembly.apply(entry)
         log = self._bilateral.get(entry.sender) or AuthorLog(entry.sender, "bilateral")
+        witnessed = self._loose.get((entry.sender, entry.message.index), entry)
+        if witnessed.id != entry.id:
+            raise Equivocation(
+                f"{entry.sender} signed two bilateral entries with index {entry.message.index}",
+                witnessed.raw,
+                entry.raw,
+            )
         if not log.append(entry):
             return False
         self._bilateral[entry.sender] = log
-        self._post(entry)
         self._loose.pop((entry.sender, entry.message.index), None)
+        self._post(entry)
+        # Those that waited for it follow, else their author could not get them back from us after a restore.
+        waiting = self._loose.get((entry.sender, entry.message.index + 1))
+        if waiting is not None:
+            self._fold(waiting)
         return True
 
     def _post(self, entry: Sealed[Entry]) -> None:
@@ -340,9 +351,6 @@ class Logbook:
             self._post(entry)
             return
         self._fold(entry)
-        # Those that waited for it follow.
-        if waiting := self._loose.get((entry.sender, entry.message.index + 1)):
-            self._fold_loosely(waiting)
 
 
 def _batches(group: list[_Write]) -> list[list[_Write]]:

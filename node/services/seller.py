@@ -150,6 +150,8 @@ class Seller:
             return Decline(request=request.id, reason="memory", detail="the disk is full: no new work")
         if not self._logbook.is_confirmed:
             return Decline(request=request.id, reason="policy", detail="the own log is not confirmed yet")
+        if self._logbook.halted:
+            return Decline(request=request.id, reason="policy", detail="this device's key runs twice")
         return quote(request, self._terms, self._state(request))
 
     def _state(self, request: Sealed[Request]) -> SellerState:

@@ -9,7 +9,7 @@ from node.errors import StartError
 from node.joining import _ask_issuer
 from protocol.envelope import narrow
 from protocol.errors import AgoraError, MeshError
-from protocol.messages import Admitted, Card, EntriesWanted, Entries, Refusal, Revocation
+from protocol.messages import Admitted, Card, Entries, EntriesWanted, Refusal, Revocation
 from protocol.topics import ADMISSION, SYNC
 from runtime.echo import ECHO_MODEL
 from tests.node.world import NOON_MS, Daemon, Puppet, World, invented_heads, person
@@ -358,7 +358,7 @@ async def test_a_silent_peer_does_not_hold_up_sync_with_others(world: World) -> 
     eve = await world.puppet("eve")
     eve.heads = invented_heads(60)
 
-    async def say_nothing(stream: object) -> None:
+    async def say_nothing(_stream: object) -> None:
         await trio.sleep_forever()
 
     eve.serve(SYNC, say_nothing)

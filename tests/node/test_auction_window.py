@@ -47,7 +47,7 @@ async def test_a_seller_that_answers_again_is_waited_for_again(world: World) -> 
     slow, honest = await world.add("cat", price_completion_micro=30), await world.add("bob")
     await world.acquaint(world.founder, slow, honest)
     world.set_latency(world.founder, slow, 0.2)
-    world.network.round_trip_s = lambda one, other: 0.02  # type: ignore[method-assign]  # heartbeats saw better days
+    world.freeze_round_trips(0.02)
     for _ in range(2):
         await auction_ms(world)
     world.set_latency(world.founder, slow, 0.01)
@@ -84,7 +84,7 @@ async def test_an_auction_with_no_bid_in_its_window_waits_a_second_for_one(world
     late = await world.add("bob")
     await world.acquaint(world.founder, late)
     world.set_latency(world.founder, late, 0.15)
-    world.network.round_trip_s = lambda one, other: 0.02  # type: ignore[method-assign]  # what heartbeats saw before
+    world.freeze_round_trips(0.02)
 
     answer = await world.founder.chat(QUESTION)
 

@@ -416,6 +416,20 @@ class World:
         await self.nursery.start(puppet.mesh.run)
         return puppet
 
+    def twin_of(self, daemon: Daemon) -> "Puppet":
+        """The daemon's key in the test's hand, as if its home directory had been copied; it is on no network."""
+        twin = Puppet.__new__(Puppet)
+        twin.world, twin.name, twin.identity = self, daemon.name, daemon.identity
+        twin.clock = WorldClock(skew_ms=1)
+        twin.wire = Wire(
+            daemon.identity,
+            self.mesh_id,
+            boot=self.rng.getrandbits(62),
+            clock=twin.clock,
+            members_time=MembersTime(twin.clock),
+        )
+        return twin
+
     # --- time and faults ------------------------------------------------------------------------------------------
     async def run(self, seconds: float) -> None:
         """Let virtual time pass."""
@@ -449,6 +463,10 @@ class World:
         """Make a link slower or faster, in both directions."""
         self.network.set_latency(one.peer_id, other.peer_id, one_way_s)
         self.network.set_latency(other.peer_id, one.peer_id, one_way_s)
+
+    def freeze_round_trips(self, seconds: float) -> None:
+        """Heartbeats have measured this, and not yet what the links have become since."""
+        self.network.round_trip_s = lambda *_: seconds  # type: ignore[method-assign]
 
     def partition(self, *groups: Sequence[Daemon]) -> None:
         """Cut every link between these groups."""
