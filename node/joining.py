@@ -104,6 +104,8 @@ async def _ask_issuer(
         refusal = narrow(reply, Refusal)
         if refusal is not None:
             said = refusal.message
+            if said.reason == "not_now":
+                return StartError(f"the inviter can admit nobody now: {said.detail}; try again later")
             return StartError(f"the inviter refused ({said.reason}): {said.detail}; ask for a new invitation")
         try:
             assembly, admitted = open_answer(cast("Entries", reply.message), invite, wire.identity.peer_id)

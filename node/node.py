@@ -245,6 +245,11 @@ class Node:
             raise StartError(
                 "only devices on the charter's roll invite; run 'agora invite' on the founder's device"
             )
+        if not self.logbook.is_confirmed:
+            raise StartError(
+                "no member has confirmed this device's log since its start, so it can admit nobody yet; "
+                "bring another member up first"
+            )
         if not self._ports.mesh.addresses:
             raise StartError("this daemon listens nowhere, so nobody could join; start it with --listen")
         made = invitation.make(

@@ -13,8 +13,9 @@ from node.logbook import Logbook
 from node.services.meeting import Meeting
 from node.services.sync import Sync
 from node.wire import Wire
+from protocol import limits
 from protocol.envelope import Sealed, open_sealed
-from protocol.errors import RemoteProtocolError
+from protocol.errors import AgoraError, RemoteProtocolError
 from protocol.mesh import Mesh, Stream
 from protocol.messages import Admitted, Entry, Invitation, JoinRequest, Refusal
 from protocol.topics import ADMISSION
@@ -64,7 +65,16 @@ class Registrar:
             if isinstance(decision, AlreadyAdmitted):
                 entry = decision.entry
             else:
-                entry = await self._write(decision)
+                try:
+                    entry = await self._write(decision)
+                except (
+                    AgoraError
+                ) as error:  # not confirmed yet, or the disk is full: it is not the joiner's fault
+                    self._journal.write("join_refused", peer=request.sender, reason="not_now")
+                    await self._wire.send(
+                        stream, Refusal(reason="not_now", detail=str(error)[: limits.DETAIL_CHARS_MAX])
+                    )
+                    return
         await self._wire.send(stream, answer(assembly, entry))
         if isinstance(decision, Admission):
             self._journal.write("peer_admitted", peer=decision.peer, owner=decision.owner)

@@ -112,6 +112,11 @@ class Device(Daemon):
         assert status == 0, refusal
         return json.loads(told)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process is gone, by itself."""
+        return self._process is None or self._process.poll() is not None
+
     def get(self, path: str) -> Any:
         """Return a listing of its gateway's mesh API."""
         response = httpx.get(
