@@ -242,35 +242,39 @@ class Seller:
             raise RemoteProtocolError(f"award of {award.sender} is not what was asked and bid")
 
     def _second_thoughts(self, award: Sealed[Award], request: Sealed[Request]) -> Decline | None:
-        """What has changed since the bid: it promised a price, not a slot, and a lease holds more than was asked."""
+        """What has changed since the bid: it promised a price, not a slot, and a lease holds more than was asked.
+
+        None: it may be accepted, and its credit is set aside until that is written.
+        """
         again = self.quote(request)
         if isinstance(again, Decline) and again.reason != "price":  # the price is agreed, whatever it is now
             return again
         if self._logbook.ledger.accept(award.id) is not None:
             # Replayed past a restart: a second accept of one award would be evidence against ourselves.
             return Decline(request=request.id, reason="busy", detail="the award was accepted before")
+        # Two awards at once must not hold the same credit, and the award itself holds only once it is written.
         buyer, hold = award.sender, award.message.hold_micro
         line = self._logbook.assembly.member(buyer).credit_line_micro
-        spendable = self._logbook.ledger.spendable_micro(buyer, line)
-        if hold > spendable:
-            detail = f"{hold} held by the award, {spendable} spendable"
-            return Decline(request=request.id, reason="credit", detail=detail)
-        return None
+        refused = self._logbook.ledger.hold(_accepting(award), buyer, hold, credit_line_micro=line)
+        return Decline(request=request.id, reason="credit", detail=refused.detail) if refused else None
 
     async def _accept(self, stream: Stream, award: Sealed[Award]) -> None:
         terms = award.message
-        accept = await self._logbook.write(
-            Accept,
-            lambda index, prev: Accept(
-                index=index,
-                prev=prev,
-                award=award.id,
-                buyer=award.sender,
-                job_id=terms.job_id,
-                attempt=terms.attempt,
-            ),
-            witnessing=award,
-        )
+        try:
+            accept = await self._logbook.write(
+                Accept,
+                lambda index, prev: Accept(
+                    index=index,
+                    prev=prev,
+                    award=award.id,
+                    buyer=award.sender,
+                    job_id=terms.job_id,
+                    attempt=terms.attempt,
+                ),
+                witnessing=award,
+            )
+        finally:
+            self._logbook.ledger.void(_accepting(award))
         await stream.send(accept.raw)
         self._journal.write(
             "award_accepted", job=terms.job_id.hex(), buyer=award.sender, hold=terms.hold_micro
@@ -410,3 +414,8 @@ class Seller:
             raise
         except (AgoraError, trio.TooSlowError):
             self._settlement.claim_later(delivery, end_job)
+
+
+def _accepting(award: Sealed[Award]) -> bytes:
+    """The name of the hold that stands while an award is being written."""
+    return b"accepting" + award.id

@@ -38,6 +38,7 @@ from protocol.messages import (
     Advert,
     Award,
     Bid,
+    Card,
     Charter,
     Decline,
     Device,
@@ -603,6 +604,10 @@ class Puppet:
         self.tails[form.log] = sealed
         return sealed
 
+    def next_card(self, head: Head, name: str, model: bytes) -> Sealed[Card]:
+        """Sign the card that would follow a head of the puppet's own assembly log."""
+        return self.wire.seal(Card(index=head.index + 1, prev=head.entry, name=name, model=model))
+
     # --- as a seller ------------------------------------------------------------------------------------------------
     async def bid(self, stream: Stream, *, completion_micro: int = 1) -> Sealed[Request]:
         """Answer the request that comes on a job stream with a bid."""
@@ -680,9 +685,10 @@ class Puppet:
 
     def award(
         self,
-        seller: PeerId,
+        to: PeerId,
         request: Sealed[Request],
         bid: Sealed[Any],
+        /,
         *,
         index: int | None = None,
         **changes: Any,
@@ -693,7 +699,7 @@ class Puppet:
             "bid": bid.id,
             "job_id": request.message.job_id,
             "attempt": request.message.attempt,
-            "seller": seller,
+            "seller": to,
             "model": request.message.model,
             "hold_micro": 10_000,
             "prompt_micro": bid.message.prompt_micro,
