@@ -2,14 +2,15 @@
 
 Own entries get their index in the transaction that writes them: one task takes everything that waits, chains it,
 commits it as a group, and only then does anybody see it. Entries of others are checked against their author's log,
-committed, and folded into the two states that follow from them: the assembly and the ledger.
+committed, and folded into the two states that follow from them: the assembly and the ledger. Whatever is wrong with
+theirs, it never costs us an entry of our own: what is on our disk and not in our log would soon be contradicted.
 
 A restored backup must not write a second entry at an index it has used before (that would be equivocation). So after a
 start nothing of our own is written until a member has told us our newest entry, or we know that there is no other
 member.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -23,7 +24,7 @@ from node.journal import Journal
 from node.store import Record, Store
 from node.wire import Wire
 from protocol.envelope import Sealed
-from protocol.errors import AgoraError, Equivocation
+from protocol.errors import AgoraError, BrokenLog, Equivocation
 from protocol.identity import PeerId
 from protocol.log import AuthorLog
 from protocol.messages import NO_HASH, Entry, Head, LogName, Message
@@ -59,6 +60,12 @@ class _Write:
     done: trio.Event = field(default_factory=trio.Event)
     entry: Sealed[Entry] | None = None
     error: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        """Tell the caller, unless it was answered before."""
+        if not self.done.is_set():
+            self.error = self.error or error
+            self.done.set()
 
 
 class Logbook:
@@ -127,16 +134,32 @@ class Logbook:
     def load(self, records: Sequence[Record]) -> None:
         """Fold what an earlier run has stored; every signature is checked again, since a file is no friend.
 
+        What does not follow from the rest (a full disk took the entry before it) is left for `sync` to bring again.
+
         Raises:
             RemoteProtocolError: the store holds an entry that does not verify: it was tampered with.
         """
-        for record in records:
-            if record.kind == ENTRY and record.body is not None:
-                entry = open_entry(record.body, self._wire.mesh_id)
-                if entry.message.log == "assembly":
-                    self._fold(entry)
-                else:
-                    self._fold_loosely(entry)
+        left = [
+            open_entry(record.body, self._wire.mesh_id)
+            for record in records
+            if record.kind == ENTRY and record.body is not None
+        ]
+        tried = len(left) + 1
+        while len(left) < tried:  # what came again stands behind what waits for it
+            tried = len(left)
+            left = [entry for entry in left if not self._restore(entry)]
+        for entry in left:
+            self._journal.write("entry_left_out", author=entry.sender, index=entry.message.index)
+
+    def _restore(self, entry: Sealed[Entry]) -> bool:
+        if entry.message.log == "bilateral":
+            self._fold_loosely(entry)
+            return True
+        try:
+            self._fold(entry)
+        except AgoraError:
+            return False
+        return True
 
     def head(self, author: PeerId, log: LogName) -> Head | None:
         """The newest entry known of an author's log; None when there is none."""
@@ -170,7 +193,7 @@ class Logbook:
 
         Raises:
             NotConfirmed: too early after a start; see above.
-            Equivocation: what is to be witnessed contradicts what its author signed before.
+            BrokenLog, Equivocation: what is to be witnessed does not fit what its author signed before.
             StoreFull: the disk is; nothing was written.
         """
         if self.halted:
@@ -178,7 +201,7 @@ class Logbook:
         if not self.is_confirmed:
             raise NotConfirmed("our own log is not confirmed by any member yet; connect to the mesh first")
         if witnessing is not None:
-            self._check_witnessed(witnessing)
+            self._check_witnessed(witnessing, {})
         write = _Write(form.log, make, witnessing)
         try:
             await self._send.send(write)
@@ -208,8 +231,6 @@ class Logbook:
                 if self._fold(entry):
                     fresh.append(entry)
             except AgoraError as problem:
-                if isinstance(problem, Equivocation):
-                    self._note_contradiction(entry.sender, problem.first, problem.second)
                 error = problem
                 break
         # Folded before they are on disk: nothing of it is acknowledged to anybody until this returns, and what a
@@ -222,6 +243,7 @@ class Logbook:
 
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Write own entries in groups, in the order they were asked for."""
+        group: list[_Write] = []
         task_status.started()
         try:
             while True:
@@ -231,11 +253,11 @@ class Logbook:
                     for batch in _batches(group):
                         await self._write_batch(batch)
         finally:
-            left = self._waiting()
+            group += self._waiting()
             self._receive.close()
-            for write in left:
-                write.error = NotConfirmed("this node is stopping and writes nothing more")
-                write.done.set()
+            # Those of a batch that a bug of ours has broken off, too: nobody waits for ever.
+            for write in group:
+                write.fail(NotConfirmed("this node is stopping and writes nothing more"))
 
     def _waiting(self) -> list[_Write]:
         waiting: list[_Write] = []
@@ -246,24 +268,31 @@ class Logbook:
                 break
         return waiting
 
-    def _check_witnessed(self, entry: Sealed[Entry]) -> None:
+    def _check_witnessed(
+        self, entry: Sealed[Entry], beside: Mapping[tuple[PeerId, int], Sealed[Entry]]
+    ) -> None:
         """Check a bilateral entry that binds us, although its author's log may have gaps for us: it counts at once.
 
         A buyer's log has entries with other sellers between those with us. Waiting for them would cost a round trip
         before the first token, so they are pulled afterwards.
 
+        Args:
+            entry: the award or countersignature that is about to be kept.
+            beside: those that are kept in the same commit.
+
         Raises:
+            BrokenLog: it names another entry before it than the one we know.
             Equivocation: its author signed another entry with this index.
         """
-        known = self.entries(entry.sender, "bilateral", entry.message.index)
-        other = known[0] if known else self._loose.get((entry.sender, entry.message.index), entry)
-        if other.id != entry.id:
-            self._note_contradiction(entry.sender, other.raw, entry.raw)
-            raise Equivocation(
-                f"{entry.sender} signed two bilateral entries with index {entry.message.index}",
-                other.raw,
-                entry.raw,
-            )
+        log = self._bilateral.get(entry.sender) or AuthorLog(entry.sender, "bilateral")
+        try:
+            _check_place(entry, self._loose)
+            _check_place(entry, beside)
+            if entry.message.index <= log.next_index:
+                log.check(entry)
+        except Equivocation as problem:
+            self._note_contradiction(entry.sender, problem.first, problem.second)
+            raise
 
     async def _write_batch(self, group: list[_Write]) -> None:
         tails: dict[LogName, tuple[int, bytes]] = {}
@@ -271,9 +300,13 @@ class Logbook:
         for name in ("assembly", "bilateral"):
             head = self.head(self.me, name)
             tails[name] = (head.index + 1, head.entry) if head else (0, NO_HASH)
+        places: dict[tuple[PeerId, int], Sealed[Entry]] = {}
         for write in group:
             index, prev = tails[write.log]
             try:
+                if write.witnessed is not None:  # checked again: another may have come since
+                    self._check_witnessed(write.witnessed, places)
+                    places[_place(write.witnessed)] = write.witnessed
                 entry = self._wire.seal(write.make(index, prev))
                 if write.log == "assembly":
                     self.assembly.check(
@@ -297,31 +330,31 @@ class Logbook:
                 self._fold(entry)
         except AgoraError as error:
             for write in group:
-                write.error = write.error or error
+                write.fail(error)
         for write in group:
             write.done.set()
 
     def _fold(self, entry: Sealed[Entry]) -> bool:
         """Put an entry into its author's log and into the state; False when it was there already."""
-        if entry.message.log == "assembly":
-            return self.assembly.apply(entry)
-        log = self._bilateral.get(entry.sender) or AuthorLog(entry.sender, "bilateral")
-        witnessed = self._loose.get((entry.sender, entry.message.index), entry)
-        if witnessed.id != entry.id:
-            raise Equivocation(
-                f"{entry.sender} signed two bilateral entries with index {entry.message.index}",
-                witnessed.raw,
-                entry.raw,
-            )
-        if not log.append(entry):
-            return False
+        try:
+            if entry.message.log == "assembly":
+                return self.assembly.apply(entry)
+            _check_place(entry, self._loose)
+            log = self._bilateral.get(entry.sender) or AuthorLog(entry.sender, "bilateral")
+            if not log.append(entry):
+                return False
+        except Equivocation as problem:
+            self._note_contradiction(entry.sender, problem.first, problem.second)
+            raise
         self._bilateral[entry.sender] = log
-        self._loose.pop((entry.sender, entry.message.index), None)
+        self._loose.pop(_place(entry), None)
         self._post(entry)
         # Those that waited for it follow, else their author could not get them back from us after a restore.
-        waiting = self._loose.get((entry.sender, entry.message.index + 1))
-        if waiting is not None:
-            self._fold(waiting)
+        while waiting := self._loose.get((entry.sender, log.next_index)):
+            if waiting.message.prev != log.next_prev:
+                break  # it binds us, and its author's log ends before it
+            log.append(waiting)
+            del self._loose[_place(waiting)]
         return True
 
     def _post(self, entry: Sealed[Entry]) -> None:
@@ -340,17 +373,41 @@ class Logbook:
 
     def _note_contradiction(self, author: PeerId, first: bytes, second: bytes) -> None:
         self._journal.write("contradiction_found", author=author)
+        if author == self.me:
+            self.halted = (
+                "this device's key has signed two entries for one place: a copy of it runs elsewhere, or it was restored "
+                "from an old backup; join again with a new home directory"
+            )
+            return
         with suppress(trio.WouldBlock):  # a flood of them: one is enough to bar a key
             self._accuse.send_nowait(Accusation(author, first, second))
 
     def _fold_loosely(self, entry: Sealed[Entry]) -> None:
-        """Fold a bilateral entry whether or not those before it are known; the ledger does not mind the order."""
-        head = self.head(entry.sender, "bilateral")
-        if entry.message.index > (head.index + 1 if head else 0):
-            self._loose[(entry.sender, entry.message.index)] = entry
-            self._post(entry)
-            return
-        self._fold(entry)
+        """Fold a bilateral entry whether or not its author's log leads to it; the ledger does not mind.
+
+        It binds us all the same when there is a gap before it, and when its author has contradicted itself.
+        """
+        try:
+            self._fold(entry)
+        except (BrokenLog, Equivocation):
+            if _place(entry) not in self._loose:
+                self._loose[_place(entry)] = entry
+                self._post(entry)
+
+
+def _place(entry: Sealed[Entry]) -> tuple[PeerId, int]:
+    return entry.sender, entry.message.index
+
+
+def _check_place(entry: Sealed[Entry], table: Mapping[tuple[PeerId, int], Sealed[Entry]]) -> None:
+    """Raise `Equivocation` if the table has another entry in this one's place in its author's bilateral log."""
+    other = table.get(_place(entry), entry)
+    if other.id != entry.id:
+        raise Equivocation(
+            f"{entry.sender} signed two bilateral entries with index {entry.message.index}",
+            other.raw,
+            entry.raw,
+        )
 
 
 def _batches(group: list[_Write]) -> list[list[_Write]]:
