@@ -5,6 +5,7 @@ peer for the entries after the ones we have. Bilateral logs are asked for one au
 extend that author credit, and only from the author itself or about oneself.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from protocol.errors import (
     BrokenLog,
     Equivocation,
     Expired,
+    MalformedMessage,
+    MeshError,
     NotAuthorised,
     RemoteProtocolError,
 )
@@ -65,8 +68,11 @@ class Sync:
                 await self.pull(peer_id, author, log)
 
     async def announce(self, entry: Sealed[Entry]) -> None:
-        """Gossip an assembly entry that we have just written."""
-        await self._mesh.publish(ASSEMBLY, entry.raw)
+        """Gossip an assembly entry that we have just written; whoever does not hear it now asks after the next hello."""
+        try:
+            await self._mesh.publish(ASSEMBLY, entry.raw)
+        except MeshError as error:
+            self._journal.write("entry_not_gossiped", kind=type(entry.message).kind, reason=str(error))
 
     def want(self, peer_id: PeerId, author: PeerId, log: LogName) -> None:
         """Ask a peer for an author's log soon; dropped when too much is asked for already (sync comes again)."""
@@ -90,8 +96,12 @@ class Sync:
                     known = self._logbook.head(author, log)
                     start = known.index + 1 if known else 0
                     await self._wire.send(stream, EntriesWanted(author=author, log=log, start=start))
-                    while entries := (await self._wire.receive(stream, Entries)).message.entries:
-                        taken += await self.take(entries)
+                    while raws := (await self._wire.receive(stream, Entries)).message.entries:
+                        entries = [open_entry(raw, self._wire.mesh_id) for raw in raws]
+                        if any((each.sender, each.message.log) != (author, log) for each in entries):
+                            # Keys are free: nobody may fill our disk with the books of keys it has just made.
+                            raise MalformedMessage(f"peer {peer_id} sent entries that were not asked for")
+                        taken += await self._take(entries)
                     await stream.end()
                 finally:
                     stream.abort()
@@ -107,13 +117,12 @@ class Sync:
             self._journal.write("entries_synced", peer=peer_id, author=author, log=log, count=taken)
         return taken
 
-    async def take(self, raws: tuple[bytes, ...]) -> int:
-        """Verify entries that a peer handed over and take them in; return how many were new.
+    async def _take(self, entries: Sequence[Sealed[Entry]]) -> int:
+        """Take in entries that a peer handed over; return how many were new.
 
         Raises:
-            RemoteProtocolError: one of them does not hold; what came before it is kept.
+            RemoteProtocolError: one of them does not hold; what came before it is kept, unless one is of the future.
         """
-        entries = [open_entry(raw, self._wire.mesh_id) for raw in raws]
         latest_ms = self._members_time.utc_ms() + int(limits.LIVE_WINDOW_S * 1000)
         for entry in entries:
             if entry.time_ms > latest_ms:
@@ -132,6 +141,7 @@ class Sync:
 
     async def _bring_evidence(self) -> None:
         """Tell every member of two envelopes of one key that cannot both be honest."""
+        await self._logbook.wait_confirmed()
         async for accusation in self._logbook.accusations:
             if self._logbook.assembly.is_barred(accusation.accused) or accusation.accused == self._logbook.me:
                 continue
@@ -159,7 +169,7 @@ class Sync:
     async def _hear(self, data: bytes, delivered_by: PeerId) -> None:
         entry = open_entry(data, self._wire.mesh_id)
         try:
-            if await self.take((data,)):
+            if await self._take([entry]):
                 self._journal.write("entry_heard", kind=type(entry.message).kind, author=entry.sender)
         except BrokenLog:
             self.want(delivered_by, entry.sender, "assembly")
