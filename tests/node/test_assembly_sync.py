@@ -56,6 +56,8 @@ async def test_whoever_holds_an_invitation_is_admitted_and_everybody_hears_of_it
     for daemon in (world.founder, other):
         assert joiner.peer_id in members(daemon)
         assert daemon.node.logbook.assembly.member(joiner.peer_id).owner == "guest"
+    await world.run(3)
+    assert joiner.peer_id in world.founder.mesh.connected  # it need not have said hello by now
 
 
 async def test_a_joined_device_buys_and_sells(world: World) -> None:

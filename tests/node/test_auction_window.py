@@ -50,7 +50,9 @@ async def test_a_seller_that_answers_again_is_waited_for_again(world: World) -> 
     world.freeze_round_trips(0.02)
     for _ in range(2):
         await auction_ms(world)
-    world.set_latency(world.founder, slow, 0.01)
+    world.set_latency(
+        world.founder, slow, 0.012
+    )  # 48 ms to its bid: later than the other's, inside the window
     await world.run(1)  # what was under way arrives first
 
     third = await world.founder.chat(QUESTION)
