@@ -14,6 +14,7 @@ from typing import Any, Self
 import httpx
 import openai
 import psutil
+import pytest
 
 from node.cli.app import run
 from node.local_mesh.processes import AGORA, VERB_TIMEOUT_S, Daemon, until
@@ -31,19 +32,39 @@ def agora(
     home: Path,
     environ: Mapping[str, str] | None = None,
     launcher: Sequence[str] = (),
-    timeout_s: float = VERB_TIMEOUT_S,
 ) -> subprocess.CompletedProcess[str]:
-    """Run one command line to its end, whatever that is."""
-    return subprocess.run(
-        [*launcher, *AGORA, *arguments, "--home", str(home)],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "100", **(environ or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+    """Run one command line to its end, whatever that is.
+
+    In this process, as starting Python takes longer than most verbs; but `up`, and what is to run elsewhere, in its own.
+    """
+    words = [*arguments, "--home", str(home)]
+    environ = {"COLUMNS": "100", **(environ or {})}
+    if launcher or arguments[0] == "up":
+        return subprocess.run(
+            [*launcher, *AGORA, *words],
+            cwd=ROOT,
+            env={**os.environ, **environ},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=VERB_TIMEOUT_S,
+            check=False,
+        )
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        for name, value in environ.items():
+            patch.setenv(name, value)
+        status = run(words)
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+
+
+def told(done: subprocess.CompletedProcess[str]) -> Any:
+    """Return the JSON that a verb printed."""
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
@@ -76,7 +97,6 @@ class Device(Daemon):
     def __init__(self, name: str, home: Path, *, launcher: Sequence[str] = ()) -> None:
         super().__init__(name, home, launcher=launcher)
         self.told: dict[str, Any] = {}
-        self._launcher_of_verbs = launcher
 
     @classmethod
     def founder(cls, name: str, directory: Path, *, launcher: Sequence[str] = ()) -> Self:
@@ -93,24 +113,14 @@ class Device(Daemon):
         """Make a home that joins the mesh of a running daemon."""
         device = cls(name, inviter.home.parent / name, launcher=launcher)
         invited = inviter.ask("invite")
-        device.told = device.ask("join", invited["invitation"])
+        device.told = told(
+            agora("join", invited["invitation"], "--json", home=device.home, launcher=launcher)
+        )
         return device
 
     def ask(self, *arguments: str) -> Any:
-        """Run a verb on this home, in this process unless it belongs elsewhere, and return the JSON that it printed."""
-        words = [*arguments, "--home", str(self.home), "--json"]
-        if self._launcher_of_verbs:
-            done = agora(*arguments, "--json", home=self.home, launcher=self._launcher_of_verbs)
-            status, told, refusal = done.returncode, done.stdout, done.stderr
-        else:
-            with (
-                contextlib.redirect_stdout(io.StringIO()) as out,
-                contextlib.redirect_stderr(io.StringIO()) as err,
-            ):
-                status = run(words)
-            told, refusal = out.getvalue(), err.getvalue()
-        assert status == 0, refusal
-        return json.loads(told)
+        """Run a verb on this home and return the JSON that it printed."""
+        return told(agora(*arguments, "--json", home=self.home))
 
     @property
     def has_ended(self) -> bool:

@@ -20,6 +20,14 @@ def founder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
         yield device
 
 
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    """The founder of another mesh, not up."""
+    device = Device.founder("stranger", tmp_path_factory.mktemp("other"))
+    with running(device):
+        yield device
+
+
 def refusal(invitation: str, tmp_path: Path) -> str:
     """Join with an invitation that must not admit, and return the line; no home has come into being."""
     home = tmp_path / "refused"
@@ -80,81 +88,57 @@ def test_text_that_is_no_invitation(tmp_path: Path) -> None:
     assert "invitation" in refusal("come over tonight", tmp_path)
 
 
-def test_an_invitation_to_another_mesh_with_this_ones_address(founder: Device, tmp_path: Path) -> None:
-    """Its issuer's daemon was replaced by another mesh's at the same address."""
-    other = Device.founder("other", tmp_path)
-    with running(other):
-        other.start()
-        invitation = other.ask("invite")["invitation"]
-        address = other.listen.partition("/p2p/")[0]
-    stranger = Device.founder("stranger", tmp_path)
-    with running(stranger):
-        stranger.start(listen=address)
-
-        line = refusal(invitation, tmp_path)
-
-    assert "is its daemon up" in line
-    assert founder.peer_id
-
-
-def test_an_inviter_that_is_down(tmp_path: Path) -> None:
-    founder = Device.founder("founder", tmp_path)
-    with running(founder):
-        founder.start()
-        invitation = founder.ask("invite")["invitation"]
-
-    assert "is its daemon up" in refusal(invitation, tmp_path)
-
-
-def test_an_inviter_whose_log_nobody_has_confirmed_says_so(tmp_path: Path) -> None:
-    """After a start it waits for another member, which might know more of its log than itself."""
-    founder = Device.founder("founder", tmp_path)
-    with running(founder):
-        founder.start()
-        spare = founder.ask("invite", "--uses", "2")["invitation"]
-        address = founder.listen.partition("/p2p/")[0]
-        assert agora("join", spare, home=tmp_path / "away").returncode == 0
-        founder.stop()
-
-        founder.start(listen=address)
-
-        assert "bring another member up first" in refused(agora("invite", home=founder.home))
-        assert "can admit nobody now" in refusal(spare, tmp_path)
-        away = Device("away", tmp_path / "away")
-        with running(away):
-            away.start()
-            until("the other member confirms it", lambda: founder.ask("status")["is_durable"])
-            assert agora("join", spare, home=tmp_path / "late").returncode == 0
-
-
 @pytest.mark.parametrize("verb", ["join", "init"])
-def test_a_home_of_another_mesh_is_left_alone(founder: Device, tmp_path: Path, verb: str) -> None:
-    other = Device.founder("other", tmp_path)
-    before = contents(other.home)
+def test_a_home_of_another_mesh_is_left_alone(founder: Device, stranger: Device, verb: str) -> None:
+    before = contents(stranger.home)
     arguments = [founder.ask("invite")["invitation"]] if verb == "join" else []
 
-    done = agora(verb, *arguments, home=other.home, environ={"AGORA_PASSPHRASE": "long enough"})
+    done = agora(verb, *arguments, home=stranger.home, environ={"AGORA_PASSPHRASE": "long enough"})
 
     assert "belongs to a mesh already" in refused(done)
-    assert contents(other.home) == before
+    assert contents(stranger.home) == before
 
 
-def test_only_a_member_of_the_roll_invites(founder: Device) -> None:
-    member = Device.member("member", founder)
-    with running(member):
-        member.start()
-
-        assert "run 'agora invite' on the founder's device" in refused(agora("invite", home=member.home))
-
-
-def test_a_device_that_left_does_not_start_again(founder: Device) -> None:
-    """Its daemon stops by itself; the others see it go."""
+def test_a_member_cannot_invite_and_can_leave(founder: Device) -> None:
+    """Its daemon stops by itself, and its home starts no other."""
     member = Device.member("leaver", founder)
     with running(member):
         member.start()
-        until("they meet", lambda: member.get("/api/status")["peers"] == 1)
+        assert "run 'agora invite' on the founder's device" in refused(agora("invite", home=member.home))
 
         member.ask("leave", "--yes")
 
         until("its daemon has ended", lambda: member.has_ended)
     assert "this home has left its mesh" in refused(agora("up", "--gateway", "127.0.0.1:0", home=member.home))
+
+
+def test_an_inviter_whose_log_nobody_has_confirmed_says_so(founder: Device, tmp_path: Path) -> None:
+    """After a start it waits for another member, which might know more of its log than itself."""
+    member = Device.member("keeper", founder)
+    invitation = founder.ask("invite")["invitation"]
+    address = founder.listen.partition("/p2p/")[0]
+    founder.stop()
+
+    founder.start(listen=address)
+
+    assert "bring another member up first" in refused(agora("invite", home=founder.home))
+    assert "can admit nobody now" in refusal(invitation, tmp_path)
+    with running(member):
+        member.start()
+        until("the other member confirms it", lambda: founder.get("/api/status")["is_durable"])
+        assert agora("join", invitation, home=tmp_path / "late").returncode == 0
+
+
+def test_an_inviter_that_is_down_or_has_another_mesh_at_its_address(
+    founder: Device, stranger: Device, tmp_path: Path
+) -> None:
+    invitation = founder.ask("invite")["invitation"]
+    address = founder.listen.partition("/p2p/")[0]
+    founder.stop()
+
+    down = refusal(invitation, tmp_path)
+    stranger.start(listen=address)
+    foreign = refusal(invitation, tmp_path)
+
+    assert "is its daemon up" in down
+    assert "is its daemon up" in foreign

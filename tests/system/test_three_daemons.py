@@ -5,6 +5,7 @@ One mesh stands through all of it, in the order of the file: what one test leave
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -306,6 +307,45 @@ def test_the_example_with_curl(mesh: Mesh) -> None:
     assert '"id":"tiny"' in shown
     assert "data: [DONE]" in shown
     assert '"receipts":["' in shown
+
+
+# --- the founder's disk dies ---------------------------------------------------------------------------------------
+
+
+def test_a_restored_founder_takes_its_log_up_where_its_peers_saw_it(mesh: Mesh, tmp_path: Path) -> None:
+    """The backup is older than the last purchase: a device that wrote on from it would contradict itself, and be barred."""
+    founder, *sellers = mesh
+    file = tmp_path / "founder.backup"
+    phrase = {"AGORA_PASSPHRASE": "written on paper"}
+
+    saved = agora("backup", str(file), home=founder.home, environ=phrase)
+    before = acknowledged(founder)
+    stream(founder)
+    until("that is settled", lambda: acknowledged(founder) > before and books_agree(*mesh))
+    had, balances, peer_id = acknowledged(founder), founder.balances(), founder.peer_id
+    founder.stop()
+    shutil.rmtree(founder.home)
+    wrong = refused(
+        agora("restore", str(file), home=founder.home, environ={"AGORA_PASSPHRASE": "a guess, a guess"})
+    )
+    restored = agora("restore", str(file), home=founder.home, environ=phrase)
+    again = refused(agora("restore", str(file), home=founder.home, environ=phrase))
+    founder.start()
+
+    assert (saved.returncode, restored.returncode) == (0, 0), saved.stderr + restored.stderr
+    assert "passphrase" in wrong
+    assert "there is a home" in again
+    assert founder.peer_id == peer_id
+    until("its log is confirmed", lambda: founder.get("/api/status")["is_durable"])
+    until("it has the receipts it lost", lambda: acknowledged(founder) == had)
+    assert founder.balances() == balances
+    both_sell(mesh)
+    _, job_id = stream(founder)
+    founder.settled(job_id)
+    until("the ledgers agree", lambda: books_agree(*mesh))
+    assert founder.get("/api/status")["warnings"] == []
+    assert not any(peer["is_revoked"] for seller in sellers for peer in seller.get("/api/peers"))
+    assert founder.ask("invite")["uses"] == 1
 
 
 # --- a seller is revoked ------------------------------------------------------------------------------------------
