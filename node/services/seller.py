@@ -17,6 +17,7 @@ from typing import cast
 
 import trio
 
+from marketplace.auction import total_micro
 from marketplace.bidding import SellerState, SellerTerms, quote
 from marketplace.exposure import Exposure
 from marketplace.fence import Fence
@@ -31,6 +32,7 @@ from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed, encode, narrow
 from protocol.errors import AgoraError, MeshError, NotAuthorised, RemoteProtocolError, StreamBroken
+from protocol.identity import PeerId
 from protocol.mesh import Mesh, Stream
 from protocol.messages import (
     Accept,
@@ -39,6 +41,7 @@ from protocol.messages import (
     Bid,
     Cancel,
     Decline,
+    DeclineReason,
     Device,
     FailedFrame,
     FinishedFrame,
@@ -146,13 +149,20 @@ class Seller:
 
     def quote(self, request: Sealed[Request]) -> Bid | Decline:
         """Answer a request; nothing is promised but the price."""
-        if self._store.is_full:
-            return Decline(request=request.id, reason="memory", detail="the disk is full: no new work")
-        if not self._logbook.is_confirmed:
-            return Decline(request=request.id, reason="policy", detail="the own log is not confirmed yet")
-        if self._logbook.halted:
-            return Decline(request=request.id, reason="policy", detail="this device's key runs twice")
+        if closed := self._closed():
+            reason, detail = closed
+            return Decline(request=request.id, reason=reason, detail=detail)
         return quote(request, self._terms, self._state(request))
+
+    def _closed(self) -> tuple[DeclineReason, str] | None:
+        """Why nothing is sold now, to whomever: a receipt could not be written."""
+        if self._store.is_full:
+            return "memory", "the disk is full: no new work"
+        if not self._logbook.is_confirmed:
+            return "policy", "the own log is not confirmed yet"
+        if self._logbook.halted:
+            return "policy", "this device's key runs twice"
+        return None
 
     def _state(self, request: Sealed[Request]) -> SellerState:
         assembly, ledger = self._logbook.assembly, self._logbook.ledger
@@ -195,7 +205,17 @@ class Seller:
             found = self._logbook.ledger.award(work.message.award)
             if found is None or found.sender != stream.peer_id or found.message.seller != self._logbook.me:
                 raise NotAuthorised(f"peer {stream.peer_id} names an award that is not its own with us")
+            if refusal := self._lease_closed(stream.peer_id):
+                await stream.send(encode(FailedFrame(reason="lease", detail=refusal)))
+                return
             await self._work(stream, found, work.message, is_new=False)
+
+    def _lease_closed(self, buyer: PeerId) -> str:
+        """Why a lease, which no quote stands before, serves nothing now; the next auction will tell its buyer the same."""
+        if closed := self._closed():
+            return closed[1]
+        owed, most = self._exposure.micro(buyer), self._terms.exposure_micro_max
+        return f"{owed} not countersigned, at most {most} allowed" if owed > most else ""
 
     async def _negotiate(
         self, stream: Stream, request: Sealed[Request]
@@ -209,7 +229,9 @@ class Seller:
             self._journal.write("declined", job=job, buyer=buyer, reason=answer.reason)
             return None
         bid = await self._wire.send(stream, answer)
-        self._journal.write("bid_sent", job=job, buyer=buyer, total=answer.completion_micro)
+        self._journal.write(
+            "bid_sent", job=job, buyer=buyer, total_micro=total_micro(request.message, answer)
+        )
         head = request.message.head
         if head is not None and head.author == buyer:
             self._settlement.note_head(head)
@@ -237,6 +259,9 @@ class Seller:
             and (terms.job_id, terms.attempt, terms.model) == (wanted.job_id, wanted.attempt, wanted.model)
             and terms.prompt_micro == bid.message.prompt_micro
             and terms.completion_micro == bid.message.completion_micro
+            # Nothing beyond the hold is ever charged: too small a one would buy the whole answer.
+            and terms.hold_micro >= total_micro(wanted, bid.message)
+            and terms.lease_ms <= limits.LEASE_IDLE_S * 1000
         )
         if not agreed:
             raise RemoteProtocolError(f"award of {award.sender} is not what was asked and bid")
@@ -275,7 +300,11 @@ class Seller:
             )
         finally:
             self._logbook.ledger.void(_accepting(award))
-        await stream.send(accept.raw)
+        try:
+            await stream.send(accept.raw)
+        except BaseException:
+            self._logbook.ledger.void(award.id)  # nothing will be done under it
+            raise
         self._journal.write(
             "award_accepted", job=terms.job_id.hex(), buyer=award.sender, hold=terms.hold_micro
         )
@@ -286,7 +315,7 @@ class Seller:
             self._leases.open(award, now)
         prices = Prices(award.message.prompt_micro, award.message.completion_micro)
         new_tokens = max(0, work.completion_tokens_max - len(work.received))
-        total = min(prices.total_micro(estimated_tokens(work.turns), new_tokens), award.message.hold_micro)
+        total = prices.total_micro(estimated_tokens(work.turns), new_tokens)
         refused = may_work(
             work,
             stream.peer_id,
@@ -303,15 +332,19 @@ class Seller:
         self._fence.begin(stream.peer_id, work.job_id, work.attempt)
         self._leases.begin(award.id, work.job_id, work.attempt, total_micro=total, now=now)
         run = _Run(Delivery(award=award, work=work, started_s=now))
+        is_settled = False
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen, stream, work, run, nursery.cancel_scope)
                 await self._generate(stream, run)
                 nursery.cancel_scope.cancel()
-        except BaseException:
-            self._end_job(run.delivery)
-            raise
-        await self._conclude(stream, run)
+            is_settled = await self._conclude(stream, run)
+        finally:  # whatever ended it, a restart of the host too: what was delivered is claimed
+            end_job = partial(self._end_job, run.delivery)
+            if is_settled:
+                end_job()
+            else:
+                self._settlement.claim_later(run.delivery, end_job)
 
     def _end_job(self, delivery: Delivery) -> None:
         """Nothing more will be charged for a job: when its lease is over too, the buyer's hold weighs on it no longer."""
@@ -382,38 +415,34 @@ class Seller:
                 await frames.aclose()
             delivery.ended_s = self._clock.now()
 
-    async def _conclude(self, stream: Stream, run: _Run) -> None:
-        """Say how it ended, and settle it."""
+    async def _conclude(self, stream: Stream, run: _Run) -> bool:
+        """Say how it ended, and settle it; whether that was done."""
         delivery, work = run.delivery, run.delivery.work
-        end_job = partial(self._end_job, delivery)
         ids = {"job": work.job_id.hex(), "attempt": work.attempt, "buyer": stream.peer_id}
         if run.is_broken:
             self._journal.write("delivery_broken", **ids, tokens=len(delivery.ids))
-            self._settlement.claim_later(delivery, end_job)
-            return
+            return False
+        if run.failure is not None:
+            self._journal.write("delivery_failed", **ids, reason=run.failure.detail)
+            with suppress(StreamBroken):
+                await stream.send(encode(run.failure))
+            return False
+        finish = run.finish or FinishedFrame(
+            reason="cancelled",
+            text="",
+            prompt_tokens=delivery.prompt_tokens,
+            completion_tokens=len(work.received) + len(delivery.ids),
+        )
         try:
-            if run.failure is not None:
-                self._journal.write("delivery_failed", **ids, reason=run.failure.detail)
-                with suppress(StreamBroken):
-                    await stream.send(encode(run.failure))
-                self._settlement.claim_later(delivery, end_job)
-                return
-            finish = run.finish or FinishedFrame(
-                reason="cancelled",
-                text="",
-                prompt_tokens=delivery.prompt_tokens,
-                completion_tokens=len(work.received) + len(delivery.ids),
-            )
             await stream.send(encode(finish))
             self._journal.write("delivered", **ids, tokens=len(delivery.ids), reason=finish.reason)
             with trio.fail_after(SETTLE_TIMEOUT_S):
                 await self._settlement.settle(stream, delivery)
-            end_job()
         except RemoteProtocolError:
-            self._settlement.claim_later(delivery, end_job)
             raise
         except (AgoraError, trio.TooSlowError):
-            self._settlement.claim_later(delivery, end_job)
+            return False
+        return True
 
 
 def _accepting(award: Sealed[Award]) -> bytes:

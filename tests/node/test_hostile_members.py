@@ -73,11 +73,13 @@ def picture(daemon: Daemon) -> object:
         {"attempt": 2},
         {"model": b"m" * 32},
         {"seller": person("cat").peer_id},
+        {"hold_micro": 10 * 10 + 50 * 40 - 1},
+        {"lease_ms": 600_001},
     ],
     ids=lambda lie: next(iter(lie)),
 )
 async def test_an_award_that_is_not_what_was_bid_is_refused(world: World, lie: dict[str, Any]) -> None:
-    """For another bid, at another price, for another job: no accept, no entry, no slot, one offence."""
+    """For another bid, at another price, for another job, for less than its cost or for ever: no accept, no entry, no slot, one offence."""
     seller, eve = await met(world)
     stream, request, bid = await eve.ask(seller)
     before = picture(seller)
