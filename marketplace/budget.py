@@ -7,6 +7,8 @@ does not fit is answered by the buyer itself, with the reason `budget`.
 from dataclasses import dataclass
 from typing import Literal
 
+Limit = Literal["job", "day"]
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -20,7 +22,7 @@ class Budget:
 class OverBudget:
     """The request is not asked for; the decline's reason is `budget`."""
 
-    limit: Literal["job", "day"]
+    limit: Limit
     wanted_micro: int
     left_micro: int
 
@@ -37,11 +39,24 @@ def check_budget(
         day_spent_micro: what was paid today (`Ledger.day_spent_micro`).
         held_micro: what is held already, for whatever.
     """
-    limits: tuple[tuple[Literal["job", "day"], int | None, int], ...] = (
-        ("job", budget.job_micro_max, job_spent_micro),
-        ("day", budget.day_micro_max, day_spent_micro + held_micro),
-    )
-    for limit, most, used in limits:
-        if most is not None and used + wanted_micro > most:
-            return OverBudget(limit, wanted_micro, max(0, most - used))
+    for limit, left in _left_micro(budget, job_spent_micro, day_spent_micro + held_micro).items():
+        if wanted_micro > left:
+            return OverBudget(limit, wanted_micro, max(0, left))
     return None
+
+
+def budget_left_micro(
+    budget: Budget, *, job_spent_micro: int, day_spent_micro: int, held_micro: int
+) -> int | None:
+    """Return the largest hold that breaks no limit; None when there is no limit. Arguments as in `check_budget`."""
+    left = _left_micro(budget, job_spent_micro, day_spent_micro + held_micro)
+    return max(0, min(left.values())) if left else None
+
+
+def _left_micro(budget: Budget, job_used_micro: int, day_used_micro: int) -> dict[Limit, int]:
+    left: dict[Limit, int] = {}
+    if budget.job_micro_max is not None:
+        left["job"] = budget.job_micro_max - job_used_micro
+    if budget.day_micro_max is not None:
+        left["day"] = budget.day_micro_max - day_used_micro
+    return left

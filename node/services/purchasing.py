@@ -11,7 +11,7 @@ from random import Random
 import trio
 
 from marketplace.auction import NoSale
-from marketplace.budget import Budget, check_budget
+from marketplace.budget import Budget, budget_left_micro, check_budget
 from marketplace.choosing import Candidate, best
 from marketplace.lease import Leases, Session
 from marketplace.pricing import Prices, estimated_tokens, lease_hold_micro, reserve_micro
@@ -136,6 +136,10 @@ class Purchasing:
             attempt.outcome, attempt.reason = "failed", f"award not accepted: {str(error) or 'silent'}"
             self.failed(job, attempt, is_sellers_fault=True)
             return None
+        except BaseException:
+            sale.stream.abort()
+            self.failed(job, attempt, is_sellers_fault=False)  # nothing came of it: its hold goes back
+            raise
         return Purchase(sale.seller, award, sale.stream, is_lease=False)
 
     async def quote(self, digest: bytes, tokens: tuple[int, int]) -> Attempt:
@@ -176,7 +180,7 @@ class Purchasing:
         has_session = job.request.session is not None
         hold = sale.total_micro
         if has_session:
-            hold = lease_hold_micro(sale.total_micro, spendable_micro=self._spendable_micro())
+            hold = lease_hold_micro(sale.total_micro, spendable_micro=self._affordable_micro(job))
         self._check_budget(job, attempt, hold)
         held = self._hold(job, attempt, hold)
         attempt.seller = sale.seller
@@ -203,7 +207,7 @@ class Purchasing:
         finally:
             self._logbook.ledger.void(held)  # once it is written, the award itself holds
         attempt.award = award
-        attempt.work = self._work(job, attempt, award)
+        attempt.work = self._work(job, attempt, award, request.completion_tokens_max)
         now = self._clock.now()
         self._leases.open(award, now, self._session(job))
         self._leases.begin(award.id, job.job_id, attempt.number, total_micro=sale.total_micro, now=now)
@@ -249,18 +253,21 @@ class Purchasing:
             self._leases.retire(award.id)
             return None
         attempt.seller, attempt.award, attempt.is_lease = seller, award, True
-        attempt.work = self._work(job, attempt, award)
+        attempt.work = self._work(job, attempt, award, completion_tokens)
+        # Before anything is waited for: another request of the session may find the lease, or end it, meanwhile.
+        total = lease.prices.total_micro(prompt_tokens, completion_tokens)
+        self._leases.begin(award.id, job.job_id, attempt.number, total_micro=total, now=self._clock.now())
         try:
             with trio.fail_after(limits.STALL_TIMEOUT_S):  # a stopped process keeps its connection for longer
                 stream = await self._mesh.open_stream(seller, JOB)
             await self._wire.send(stream, attempt.work)
-        except (MeshError, trio.TooSlowError):
+        except BaseException as error:
             self._leases.retire(award.id)
-            self._void_ended()
+            self._end_job(job, attempt)
             attempt.seller, attempt.award, attempt.is_lease = None, None, False
-            return None
-        total = lease.prices.total_micro(prompt_tokens, completion_tokens)
-        self._leases.begin(award.id, job.job_id, attempt.number, total_micro=total, now=self._clock.now())
+            if isinstance(error, MeshError | trio.TooSlowError):
+                return None
+            raise
         self._journal.write("lease_used", job=job.job_id.hex(), seller=seller)
         return Purchase(seller, award, stream, is_lease=True)
 
@@ -380,6 +387,18 @@ class Purchasing:
         line = self._logbook.assembly.member(self._logbook.me).credit_line_micro
         return self._logbook.ledger.spendable_micro(self._logbook.me, line)
 
+    def _affordable_micro(self, job: Job) -> int:
+        """What may be held for a job by the account, the credit line and the owner's budget."""
+        me, ledger = self._logbook.me, self._logbook.ledger
+        left = budget_left_micro(
+            self._budget,
+            job_spent_micro=ledger.job_spent_micro(me, job.job_id),
+            day_spent_micro=ledger.day_spent_micro(me, self._clock.utc_ms()),
+            held_micro=ledger.held_micro(me),
+        )
+        spendable = self._spendable_micro()
+        return spendable if left is None else min(spendable, left)
+
     def _hold(self, job: Job, attempt: Attempt, hold_micro: int) -> bytes:
         """Set the credit aside while the award is being written: two jobs at once must not spend it twice.
 
@@ -441,14 +460,14 @@ class Purchasing:
             head=self._logbook.head(self._logbook.me, "bilateral"),
         )
 
-    def _work(self, job: Job, attempt: Attempt, award: Sealed[Award]) -> Work:
+    def _work(self, job: Job, attempt: Attempt, award: Sealed[Award], completion_tokens: int) -> Work:
         request, sampling = job.request, job.request.sampling
         return Work(
             award=award.id,
             job_id=job.job_id,
             attempt=attempt.number,
             turns=turns_of(request),
-            completion_tokens_max=len(job.ids) + self._completion_cap(job),
+            completion_tokens_max=len(job.ids) + completion_tokens,
             sampling=SamplingTerms(
                 **{name: getattr(sampling, name) for name in SamplingTerms.__struct_fields__}
             ),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from marketplace.budget import Budget, OverBudget, check_budget
+from marketplace.budget import Budget, OverBudget, budget_left_micro, check_budget
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,19 @@ def test_spent_held_and_wanted_stay_within_job_and_day(
     )
 
     assert answer == found
+
+
+@pytest.mark.parametrize(
+    ("budget", "left_micro"),
+    [
+        (Budget(), None),
+        (Budget(job_micro_max=1_000), 700),
+        (Budget(job_micro_max=1_000, day_micro_max=2_600), 100),
+        (Budget(day_micro_max=1_000), 0),
+    ],
+)
+def test_what_is_left_is_the_smaller_of_both(budget: Budget, left_micro: int | None) -> None:
+    """A lease holds as much as that, instead of being refused for the jobs that may follow."""
+    left = budget_left_micro(budget, job_spent_micro=300, day_spent_micro=2_000, held_micro=500)
+
+    assert left == left_micro

@@ -7,7 +7,7 @@ from protocol.envelope import decode
 from protocol.errors import MeshError
 from protocol.messages import Accept, Bid, FailedFrame, JobFrame, TokensFrame
 from protocol.topics import JOB
-from tests.node.world import Daemon, Holder, World, chat_request, echo_text
+from tests.node.world import Daemon, Engine, Holder, World, chat_request, echo_text
 
 SESSION, OTHER_SESSION = b"s" * 32, b"t" * 32
 
@@ -357,3 +357,66 @@ async def test_a_lease_serves_no_more_than_its_hold_pays(world: World) -> None:
     with trio.fail_after(1):
         while not isinstance(decode(await stream.receive(), JobFrame), TokensFrame):
             pass
+
+
+@pytest.mark.parametrize("later_s", [0.01, 0.02, 0.03, 0.04, 0.05])
+async def test_a_lease_may_end_while_another_request_of_its_session_reaches_for_it(
+    world: World, later_s: float
+) -> None:
+    """Two requests at once: the seller fails the first as the second opens its stream. Both are answered."""
+    sellers = [await world.add(name, engine=Engine(slots=2)) for name in ("bob", "cat")]
+    await world.acquaint(world.founder, *sellers)
+    first = await world.founder.chat("hello", session=SESSION)
+    await world.run(1)
+    broken = next(seller for seller in sellers if seller.peer_id == first.started[0].seller)
+    broken.engine.die_after = 0
+    texts: list[str] = []
+
+    async def ask(words: str) -> None:
+        texts.append((await world.founder.chat(words, session=SESSION)).text)
+
+    async with trio.open_nursery() as both:
+        both.start_soon(ask, "and again")
+        await trio.sleep(later_s)
+        both.start_soon(ask, "once more")
+
+    assert sorted(texts) == sorted(map(echo_text, ("and again", "once more")))
+
+
+async def test_a_lease_is_no_bigger_than_the_owners_budget(world: World) -> None:
+    """It would hold for eight jobs; a budget of three such jobs is no reason to refuse the first."""
+    await world.found_again(budget_day_micro=130_000)
+    (seller,) = await rich_sellers(world, "bob")
+
+    await world.founder.chat("hello", session=SESSION)
+    await world.run(1)
+
+    assert seller.balance() > 0
+    assert 0 < world.founder.node.ledger().held_micro <= 130_000
+
+
+async def test_a_lease_serves_no_buyer_that_owes_too_much(world: World) -> None:
+    """No quote stands before its requests, and a buyer could take answer after answer and countersign none."""
+    seller = await world.add("bob", exposure_peer_micro=1_000)
+    buyer = await world.puppet("eve")
+    await buyer.meet(seller)
+    stream, request, bid = await buyer.ask(seller)
+    award = buyer.award(seller.peer_id, request, bid, hold_micro=1_000_000)
+
+    await stream.send(award.raw)
+    await buyer.wire.send(stream, buyer.work(award, "a question of some length"))
+    await buyer.wire.receive(stream, Accept)
+    tokens = 0
+    while tokens < 30:
+        frame = decode(await stream.receive(), JobFrame)
+        tokens += len(frame.ids) if isinstance(frame, TokensFrame) else 0
+    stream.abort()
+    await world.run(0.5)
+
+    second = await buyer.open(seller, JOB)
+    await buyer.wire.send(second, buyer.work(award, job_id=b"k" * 16))
+    refused = decode(await second.receive(), JobFrame)
+
+    assert isinstance(refused, FailedFrame)
+    assert "not countersigned" in refused.detail
+    assert len(seller.engine.started) == 1
