@@ -13,7 +13,7 @@ Decisions are asked, not folded: `hold` before a promise, `may_post` before a co
 """
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -59,10 +59,16 @@ class _Line:
 
 
 class Ledger:
-    """Every account that the entries heard so far tell of. `mesh` is the mesh id, to open the receipts inside."""
+    """Every account that the entries heard so far tell of.
 
-    def __init__(self, mesh: bytes) -> None:
+    Args:
+        mesh: the mesh id, to open the receipts inside.
+        was_admitted: whether a key belongs to the mesh or once did; only such a payer's word makes income.
+    """
+
+    def __init__(self, mesh: bytes, was_admitted: Callable[[PeerId], bool] = lambda _: True) -> None:
         self._mesh = mesh
+        self._was_admitted = was_admitted
         self._accounts = Accounts()
         self._lines: dict[bytes, _Line] = {}
         # At most one of a kind per author, job and attempt. Job ids are their buyers' to choose, so the buyer is part of
@@ -217,6 +223,9 @@ class Ledger:
             return Refused("malformed", "an income holds an award and its countersignature")
         if award.message.seller != entry.sender:
             return Refused("parties", f"income of {entry.sender} by an award to {award.message.seller}")
+        if not self._was_admitted(award.sender):
+            # Keys are free: a member could have itself paid by as many as it makes, and spend that here.
+            return Refused("parties", f"income of {entry.sender} from {award.sender}, who was never admitted")
         return self._apply_award(award) or self._apply_countersignature(countersigned)
 
     def _receipt_in(self, entry: Sealed[Countersignature]) -> Sealed[Receipt]:

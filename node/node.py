@@ -103,11 +103,12 @@ class Node:
         boot = rng.getrandbits(62)
         self._members_time = MembersTime(clock)
         self.wire = Wire(identity, mesh_id, boot=boot, clock=clock, members_time=self._members_time)
+        assembly = Assembly.found(charter)
         self.logbook = Logbook(
             self.wire,
             ports.store,
-            Assembly.found(charter),
-            Ledger(mesh_id),
+            assembly,
+            Ledger(mesh_id, assembly.was_admitted),
             started_ms=clock.utc_ms(),
             journal=journal,
         )

@@ -216,6 +216,10 @@ class Assembly:
         """Whether a key was revoked or convicted by evidence; it stays so."""
         return peer_id in self._revoked or peer_id in self._convicted
 
+    def was_admitted(self, peer_id: PeerId) -> bool:
+        """Whether a key belongs, or did before it was barred: what it signed then still counts."""
+        return peer_id in self.roll or peer_id in self._ever_admitted
+
     def is_member(self, peer_id: PeerId) -> bool:
         """Whether a key may take part: on the roll or admitted, and not barred."""
         return (peer_id in self.roll or peer_id in self._admissions) and not self.is_barred(peer_id)

@@ -135,6 +135,14 @@ def test_income_by_an_award_to_another_is_refused() -> None:
     assert ledger.balances() == {}
 
 
+def test_income_from_a_key_that_was_never_admitted_is_refused() -> None:
+    """Else whoever makes a key can have it pay any sum, and spend that at strangers."""
+    ledger = Ledger(MESH, was_admitted=lambda peer: peer != BUYER)
+
+    assert isinstance(ledger.apply(income(award(), countersigned(receipt(award())))), Refused)
+    assert ledger.balances() == {}
+
+
 def test_income_of_garbage_is_refused_as_a_value() -> None:
     garbage = seal(
         Income(index=0, prev=bytes(32), award=b"x", countersignature=b"y"),
