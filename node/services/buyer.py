@@ -154,6 +154,8 @@ class Buyer:
     async def _attempt_until_done(self, job: Job, send: trio.MemorySendChannel[ChatEvent]) -> str:
         failed: set[PeerId] = set()
         for _ in range(limits.ATTEMPTS_MAX):
+            if job.client_left.is_set():
+                return "cancelled"
             attempt = job.begin_attempt()
             if self._can_run_here(job, failed):
                 ending = await self._run_here(job, attempt, send)
@@ -179,8 +181,6 @@ class Buyer:
             )
             if attempt.seller and not (attempt.is_lease and ending.is_lease_over):
                 failed.add(attempt.seller)
-            if job.client_left.is_set():
-                return "cancelled"
             if len(job.ids) >= job.request.tokens_max:  # it failed behind its last token: nothing is missing
                 await self._finish(job, send, FinishReason.LENGTH, attempt.prompt_tokens)
                 return "settled"
@@ -188,10 +188,12 @@ class Buyer:
 
     # --- here ---------------------------------------------------------------------------------------------------
     def _can_run_here(self, job: Job, failed: set[PeerId]) -> bool:
-        if Digest(job.digest) not in self._engine.models or self._logbook.me in failed:
+        has_failed = self._logbook.me in failed
+        if Digest(job.digest) not in self._engine.models or has_failed:
             if job.request.privacy == "local":
+                what = "failed" if has_failed else "is not"
                 raise Unsold(
-                    f"model {job.name} is not on this device, and privacy 'local' lets nobody else answer", ()
+                    f"model {job.name} {what} on this device, and privacy 'local' lets nobody else answer", ()
                 )
             return False
         return job.request.privacy == "local" or self._engine.status(Digest(job.digest)).slots_free > 0

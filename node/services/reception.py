@@ -95,6 +95,8 @@ async def receive_tokens(
                             )
                     case FinishedFrame():
                         attempt.prompt_tokens = frame.prompt_tokens
+                        if frame.reason == "cancelled" and not job.client_left.is_set():
+                            raise RemoteProtocolError("seller says cancelled, and nobody has")
                         if frame.completion_tokens != len(job.ids):
                             raise RemoteProtocolError(
                                 f"seller counts {frame.completion_tokens} tokens, {len(job.ids)} came"

@@ -12,7 +12,7 @@ from node.views import JobView
 from protocol.envelope import encode
 from protocol.errors import MeshError
 from protocol.mesh import Stream
-from protocol.messages import FailedFrame, ProgressFrame
+from protocol.messages import FailedFrame, FinishedFrame, ProgressFrame
 from protocol.topics import JOB
 from tests.node.world import Answer, Daemon, Engine, Puppet, World, chat_request, echo_ids, echo_text
 
@@ -379,6 +379,24 @@ async def test_a_seller_that_miscounts_is_given_up(world: World) -> None:
     answer = await world.founder.chat(QUESTION)
 
     assert answer.text == echo_text(QUESTION)
+
+
+async def test_a_seller_that_says_cancelled_unasked_is_given_up(world: World) -> None:
+    """The client would have half an answer and no end."""
+
+    async def stop_early(lazy: Puppet, stream: Stream) -> None:
+        await lazy.bid(stream)
+        await lazy.accept(stream)
+        await lazy.send_tokens(stream, echo_ids(QUESTION, 4))
+        frame = FinishedFrame(reason="cancelled", text="", prompt_tokens=4, completion_tokens=4)
+        await stream.send(encode(frame))
+
+    await sell_with(world, stop_early)
+
+    answer = await world.founder.chat(QUESTION)
+
+    assert answer.text == echo_text(QUESTION)
+    assert answer.finished is not None
 
 
 async def test_progress_alone_is_no_answer_for_ever(world: World) -> None:
