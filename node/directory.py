@@ -54,10 +54,6 @@ class Directory:
         while len(self._addresses) > PEERS_MAX:
             self._addresses.popitem(last=False)
 
-    def forget(self, peer_id: PeerId) -> None:
-        """Drop a peer's advert: it has gone, or was barred."""
-        self._offers.pop(peer_id, None)
-
     def addresses(self, peer_id: PeerId) -> tuple[str, ...]:
         """Where a peer was last said to be dialled."""
         return self._addresses.get(peer_id, ())

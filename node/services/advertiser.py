@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
 
 PEERS_PER_ROUND = 20
 SEND_TIMEOUT_S = 5.0
+ASK_TIMEOUT_S = 5.0  # each chat asks: who never answers must not collect questions
 
 
 class Advertiser:
@@ -78,6 +79,8 @@ class Advertiser:
         try:
             return self._wire.seal(advert, ttl_ms=int(limits.ADVERT_TTL_S * 1000))
         except LocalProtocolError:
+            if not advert.addresses and not advert.models:
+                raise  # it is not its length
             shorter = {"addresses": ()} if advert.addresses else {"models": advert.models[:-1]}
             return self._sealed(msgspec.structs.replace(advert, **shorter))
 
@@ -102,20 +105,21 @@ class Advertiser:
 
     async def ask(self, peer_id: PeerId, model: bytes) -> None:
         """Ask a peer for adverts of sellers of a model; what it knows ends up in the directory."""
-        try:
-            stream = await self._mesh.open_stream(peer_id, ADVERTS_WANTED)
+        with trio.move_on_after(ASK_TIMEOUT_S):
             try:
-                await self._wire.send(stream, AdvertsWanted(model=model))
-                answer = await self._wire.receive(stream, Adverts)
-            finally:
-                stream.abort()
-        except RemoteProtocolError as error:
-            self._mesh.charge(peer_id, error.offence)
-            return
-        except MeshError:
-            return
-        for raw in answer.message.adverts:
-            self.hear(raw, peer_id)
+                stream = await self._mesh.open_stream(peer_id, ADVERTS_WANTED)
+                try:
+                    await self._wire.send(stream, AdvertsWanted(model=model))
+                    answer = await self._wire.receive(stream, Adverts)
+                finally:
+                    stream.abort()
+            except RemoteProtocolError as error:
+                self._mesh.charge(peer_id, error.offence)
+            except MeshError:
+                pass  # another one is asked with the next request
+            else:
+                for raw in answer.message.adverts:
+                    self.hear(raw, peer_id)
 
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Advertise: at once, then every 10 s while something changes, every 60 s while nothing does."""

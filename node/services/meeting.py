@@ -7,6 +7,7 @@ member, is disconnected.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from node.journal import Journal
 from node.logbook import Logbook
 from node.services.advertiser import Advertiser
 from node.services.sync import PULL_TIMEOUT_S, Sync
-from node.store import Record, Store
+from node.store import Record, Store, StoreFailed
 from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed
@@ -242,7 +243,10 @@ class Meeting:
         self._directory.learn(peer_id, addresses)
         now = self._directory.addresses(peer_id)
         if now != before:
-            await self._store.append([Record(ADDRESS, peer_id.encode(), "\n".join(now).encode())])
+            with suppress(
+                StoreFailed
+            ):  # a full disk is no reason to part: it is a shortcut for the next start
+                await self._store.append([Record(ADDRESS, peer_id.encode(), "\n".join(now).encode())])
 
     async def _keep_greeting(self) -> None:
         while True:
@@ -275,7 +279,12 @@ class Meeting:
                 self._changed = trio.Event()
                 now = self._clock.now()
                 next_due = float("inf")
-                for address in self._to_dial():
+                wanted = self._to_dial()
+                for address in due.keys() - wanted:
+                    if due[address] + DIAL_BACKOFF_MAX_S < now:  # a member may name new addresses for ever
+                        del due[address]
+                        pauses.pop(address, None)
+                for address in wanted:
                     peer = address.rpartition("/p2p/")[2]
                     if peer in dialled or len(self._mesh.connected) + len(dialled) >= CONNECTED_WANTED:
                         continue

@@ -272,3 +272,35 @@ async def test_an_advert_does_not_outlive_the_membership(world: World) -> None:
 
     assert answer.started[0].seller in {cat.peer_id, late.peer_id}
     assert bob.peer_id not in [holder for view in late.node.models() for holder in view.holders]
+
+
+async def test_a_full_disk_parts_nobody(world: World) -> None:
+    """Where a newcomer can be dialled is not kept then; that is all."""
+    eve = await world.puppet("eve")
+    await world.founder.disk.fill()
+
+    await eve.meet(world.founder)
+    await world.run(1)
+
+    assert [each["peer"] for each in world.founder.events("peer_met")] == [eve.peer_id]
+    assert eve.peer_id in world.founder.mesh.connected
+
+
+async def test_who_never_answers_collects_no_questions(world: World) -> None:
+    """Every chat asks a few peers for more sellers; each question ends by itself."""
+    bob = await world.add("bob")
+    eve = await world.puppet("eve")
+
+    async def say_nothing(_stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    eve.serve(ADVERTS_WANTED, say_nothing)
+    await eve.meet(world.founder)
+    await world.acquaint(world.founder, bob)
+    before = len(world.founder.node.buyer._nursery.child_tasks)
+
+    for _ in range(5):
+        await world.founder.chat("hello")
+    await world.run(10)
+
+    assert len(world.founder.node.buyer._nursery.child_tasks) == before
