@@ -123,6 +123,9 @@ def interface_hosts() -> list[str]:
 
 def announced(host: str, port: int, peer_id: PeerId) -> list[str]:
     """Return the addresses under which a listening socket can be dialled."""
-    same_family = [each for each in interface_hosts() if (":" in each) == (":" in host)]
-    hosts = same_family if is_wildcard(host) else [host]
+    hosts = [host]
+    if is_wildcard(
+        host
+    ):  # only then: the kernel answers in 0.5 ms, or much later while interfaces come and go
+        hosts = [each for each in interface_hosts() if (":" in each) == (":" in host)]
     return [str(Address("ip6" if ":" in each else "ip4", each, port, peer_id)) for each in hosts]
