@@ -26,8 +26,8 @@ LONG_QUESTION: Final = (
     "Tell me the story of the lighthouse."  # the tiny model answers it with some 200 tokens
 )
 LONG_TOKENS: Final = 256
-STRIKE_AFTER_PIECES: Final = 30
-STRIKES_MISSED_MAX: Final = 5  # the answer was over before the seller was struck
+STRIKE_AFTER_PIECES: Final = 10
+STRIKES_MISSED_MAX: Final = 20  # the answer was over before the seller was struck
 CLIENTS: Final = 4
 MIB: Final = 1024 * 1024
 
