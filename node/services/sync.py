@@ -15,6 +15,7 @@ from marketplace.assembly.assembly import open_entry
 from node.clock import MembersTime
 from node.journal import Journal
 from node.logbook import Logbook
+from node.store import StoreFailed
 from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed
@@ -173,7 +174,7 @@ class Sync:
                 self._journal.write("entry_heard", kind=type(entry.message).kind, author=entry.sender)
         except BrokenLog:
             self.want(delivered_by, entry.sender, "assembly")
-        except AUTHORS_FAULT as error:
+        except (*AUTHORS_FAULT, StoreFailed) as error:  # known until we stop, if the disk was full
             self._journal.write("entry_not_taken", author=entry.sender, reason=str(error))
 
     async def _answer(self, stream: Stream) -> None:

@@ -329,3 +329,25 @@ async def test_an_old_advert_of_ones_own_is_no_double(world: World) -> None:
     await world.run(100)
 
     assert bob.node.status().warnings == []
+
+
+async def test_an_entry_that_a_full_disk_did_not_take_keeps_no_later_start(world: World) -> None:
+    """It is heard, the disk has no room; the entry behind it is stored. The next start leaves that out, and asks again."""
+    bob = await world.add("bob")
+    await bob.disk.fill()
+    lost = await world.admit(person("cat").peer_id, owner="cat")
+    await world.run(1)
+    bob.disk._memory.resize(None)
+    await world.admit(person("dan").peer_id, owner="dan")
+    await world.run(1)
+    stored = {record.key for record in await bob.backup()}
+    assert lost.id not in stored
+
+    await bob.restart()
+    left_out = bob.events("entry_left_out")
+    await world.acquaint(bob, world.founder)
+
+    assert [each["index"] for each in left_out] == [lost.message.index + 1]
+    assert bob.node.logbook.heads("assembly") == world.founder.node.logbook.heads("assembly")
+    await bob.restart()
+    assert bob.events("entry_left_out") == left_out
