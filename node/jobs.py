@@ -22,6 +22,7 @@ from protocol.messages import Award, Bid, Id, Work
 
 JOB = "job"  # the store's record kind
 JOBS_KEPT = 1_000
+CLAIM_WINDOW_S = 240.0  # an attempt's seller may come back for so long: all pauses, four timeouts, and some
 
 
 @dataclass
@@ -82,6 +83,11 @@ class Job:
         return [token for attempt in self.attempts for token in attempt.ids]
 
     @property
+    def tokens(self) -> int:
+        """How many tokens the client has; asked for each frame, so nothing is copied."""
+        return sum(len(attempt.ids) for attempt in self.attempts)
+
+    @property
     def attempt(self) -> Attempt:
         """The newest attempt."""
         return self.attempts[-1]
@@ -99,7 +105,7 @@ class JobBook:
         self._store = store
         self._clock = clock
         self._running: dict[bytes, Job] = {}
-        self._recent: OrderedDict[bytes, Job] = OrderedDict()  # ended, still claimable by their sellers
+        self._recent: OrderedDict[bytes, tuple[float, Job]] = OrderedDict()  # ended when; still claimable
         self._views: OrderedDict[str, JobView] = OrderedDict()
 
     def load(self, records: Sequence[Record]) -> None:
@@ -118,9 +124,11 @@ class JobBook:
     async def close(self, job: Job, state: str) -> None:
         """End a job and store how it went; a full disk loses the story, not the money."""
         job.state = state
-        job.finished_s = self._clock.now()
+        now = job.finished_s = self._clock.now()
         self._running.pop(job.job_id, None)
-        self._recent[job.job_id] = job
+        self._recent[job.job_id] = now, job
+        while now - next(iter(self._recent.values()))[0] > CLAIM_WINDOW_S:
+            self._recent.popitem(last=False)  # and its prompt with it
         await self.store(job)
 
     async def store(self, job: Job) -> None:
@@ -140,7 +148,8 @@ class JobBook:
 
     def find(self, job_id: bytes) -> Job | None:
         """A job of this run, under way or recently ended."""
-        return self._running.get(job_id) or self._recent.get(job_id)
+        _, recent = self._recent.get(job_id, (0.0, None))
+        return self._running.get(job_id) or recent
 
     def views(self, limit: int) -> list[JobView]:
         """The newest jobs, running ones first."""
@@ -157,7 +166,7 @@ class JobBook:
 
     def _view(self, job: Job) -> JobView:
         last = job.attempts[-1] if job.attempts else Attempt(0)
-        tokens = len(job.ids)
+        tokens = job.tokens
         ttft_s = None if job.first_token_s is None else job.first_token_s - job.started_s
         end_s = job.finished_s if job.finished_s is not None else self._clock.now()
         stream_s = 0.0 if job.first_token_s is None else end_s - job.first_token_s

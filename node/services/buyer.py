@@ -149,7 +149,7 @@ class Buyer:
                 job.attempt.outcome, job.attempt.reason = state, str(failure[0])
             with trio.CancelScope(shield=True):
                 await self._jobs.close(job, state)
-        self._journal.write("job_closed", job=job.job_id.hex(), state=state, tokens=len(job.ids))
+        self._journal.write("job_closed", job=job.job_id.hex(), state=state, tokens=job.tokens)
 
     async def _attempt_until_done(self, job: Job, send: trio.MemorySendChannel[ChatEvent]) -> str:
         failed: set[PeerId] = set()
@@ -181,7 +181,7 @@ class Buyer:
             )
             if attempt.seller and not (attempt.is_lease and ending.is_lease_over):
                 failed.add(attempt.seller)
-            if len(job.ids) >= job.request.tokens_max:  # it failed behind its last token: nothing is missing
+            if job.tokens >= job.request.tokens_max:  # it failed behind its last token: nothing is missing
                 await self._finish(job, send, FinishReason.LENGTH, attempt.prompt_tokens)
                 return "settled"
         raise Unsold(f"{limits.ATTEMPTS_MAX} attempts failed", declines_of(job))
@@ -293,7 +293,7 @@ class Buyer:
     async def _finish(
         self, job: Job, send: trio.MemorySendChannel[ChatEvent], reason: FinishReason, prompt_tokens: int
     ) -> None:
-        await self._tell(send, ChatFinished(job.job_id.hex(), reason, prompt_tokens, len(job.ids)))
+        await self._tell(send, ChatFinished(job.job_id.hex(), reason, prompt_tokens, job.tokens))
 
     async def _tell(self, send: trio.MemorySendChannel[ChatEvent], event: ChatEvent) -> None:
         """Pass an event to the client; one that has left hears nothing more."""

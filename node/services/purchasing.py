@@ -20,12 +20,11 @@ from marketplace.reputation import Reputation
 from node.chat import BadPrompt, ChatRequest, DeclineView, Unsold
 from node.clock import Clock
 from node.directory import Directory
-from node.jobs import Answer, Attempt, Job
+from node.jobs import CLAIM_WINDOW_S, Answer, Attempt, Job
 from node.journal import Journal
 from node.logbook import Logbook
 from node.services.advertiser import Advertiser
 from node.services.auctioneer import Auctioneer, Sale
-from node.services.settlement import CLAIM_WINDOW_S
 from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed, narrow
@@ -373,7 +372,7 @@ class Purchasing:
 
     def _completion_cap(self, job: Job) -> int:
         """Completion tokens still wanted, within the largest context that is on offer."""
-        wanted = job.request.tokens_max - len(job.ids)
+        wanted = job.request.tokens_max - job.tokens
         contexts = [
             model.context_tokens
             for offer in self._directory.holders(job.digest, self._clock.now())
@@ -467,7 +466,7 @@ class Purchasing:
             job_id=job.job_id,
             attempt=attempt.number,
             turns=turns_of(request),
-            completion_tokens_max=len(job.ids) + completion_tokens,
+            completion_tokens_max=job.tokens + completion_tokens,
             sampling=SamplingTerms(
                 **{name: getattr(sampling, name) for name in SamplingTerms.__struct_fields__}
             ),
@@ -486,7 +485,7 @@ def turns_of(request: ChatRequest) -> tuple[Turn, ...]:
 
 def _estimated_tokens(job: Job) -> int:
     """Prompt tokens, and the received ones that are read again."""
-    return estimated_tokens(turns_of(job.request)) + len(job.ids)
+    return estimated_tokens(turns_of(job.request)) + job.tokens
 
 
 def declines_of(job: Job) -> tuple[DeclineView, ...]:
@@ -510,7 +509,7 @@ def _check_size(job: Job) -> None:
     Raises:
         BadPrompt: it is too large.
     """
-    size = sum(len(message.content.encode()) for message in job.request.messages) + 5 * len(job.ids)
+    size = sum(len(message.content.encode()) for message in job.request.messages) + 5 * job.tokens
     most = limits.PROMPT_BYTES_MAX - WORK_OVERHEAD_BYTES
     if size > most:
         raise BadPrompt(f"the chat has {size} bytes, at most {most} travel to a seller")

@@ -97,9 +97,9 @@ async def receive_tokens(
                         attempt.prompt_tokens = frame.prompt_tokens
                         if frame.reason == "cancelled" and not job.client_left.is_set():
                             raise RemoteProtocolError("seller says cancelled, and nobody has")
-                        if frame.completion_tokens != len(job.ids):
+                        if frame.completion_tokens != job.tokens:
                             raise RemoteProtocolError(
-                                f"seller counts {frame.completion_tokens} tokens, {len(job.ids)} came"
+                                f"seller counts {frame.completion_tokens} tokens, {job.tokens} came"
                             )
                         if frame.text:
                             await on_delta(ChatDelta(frame.text, 0))
@@ -146,7 +146,7 @@ class _Advance:
 
 
 def _check_place(frame: TokensFrame, job: Job, attempt: Attempt) -> None:
-    expected = len(job.ids)
+    expected = job.tokens
     if frame.first != expected or not frame.ids:
         raise RemoteProtocolError(f"token frame begins at {frame.first}, expected {expected}")
     assert attempt.work is not None

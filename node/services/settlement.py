@@ -52,9 +52,6 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
 CLAIMS_MAX = 256  # broken deliveries followed up at a time; a further one is written off at once
 CLAIM_PAUSES_S = (1.0, 5.0, 30.0, 120.0)  # then it is written off: the exposure cap limits such losses
 CLAIM_TIMEOUT_S = 10.0
-CLAIM_WINDOW_S = (
-    240.0  # a buyer keeps a failed attempt's hold for that long: all pauses, four timeouts, and some
-)
 RECEIPT_TIMEOUT_S = 10.0
 VOID_IDLE_INTERVAL_S = 600.0
 
