@@ -90,6 +90,7 @@ class Purchasing:
         self._journal = journal
         self._rng = rng
         self._nursery = nursery
+        self._looked_at: dict[bytes, float] = {}  # when we last asked for sellers of a model
         self._auctioneer = Auctioneer(mesh, wire, clock, Punctuality(), nursery)
 
     # --- buying -------------------------------------------------------------------------------------------------
@@ -346,7 +347,14 @@ class Purchasing:
         return best(candidates, self._rng)
 
     async def _look_for_sellers(self, digest: bytes, *, is_urgent: bool) -> None:
-        """Ask a few peers whom they know; only wait for it when there is nobody to ask yet."""
+        """Ask a few peers whom they know, now and then; only wait for it when there is nobody to ask yet."""
+        now = self._clock.now()
+        self._looked_at = {
+            model: at for model, at in self._looked_at.items() if now - at < limits.ADVERT_INTERVAL_MIN_S
+        }
+        if digest in self._looked_at and not is_urgent:
+            return  # nobody has advertised anew since: asking at every chat was half of all that we signed
+        self._looked_at[digest] = now
         members = self._logbook.assembly.members()
         peers = sorted(peer for peer in self._mesh.connected if peer in members)
         asked = self._rng.sample(peers, min(PEERS_ASKED_FOR_SELLERS, len(peers)))
