@@ -80,7 +80,16 @@ async def run(options: argparse.Namespace) -> None:
                 )
                 await outer.start(store.run)
                 async with trio.open_nursery() as inner:
-                    node = await _open(inner, home, config, identity, store, journal, admin_path)
+                    node = await _open(
+                        inner,
+                        home,
+                        config,
+                        identity,
+                        store,
+                        journal,
+                        admin_path,
+                        is_log_trusted=options.trust_own_log,
+                    )
                     inner.start_soon(_stop_on_signal, signals, node.stop_asked)
                     await node.stop_asked.wait()
                     journal.write("stopping")
@@ -114,6 +123,8 @@ async def _open(
     store: SqliteStore,
     journal: Journal,
     admin_path: Path,
+    *,
+    is_log_trusted: bool,
 ) -> Node:
     """Start everything in the order in which each needs the one before, and say that it is ready."""
     models = ModelStore(home.models)
@@ -147,6 +158,8 @@ async def _open(
     )
     node = Node(ports, identity, config, await store.load())
     host.allow_relaying(node.logbook.assembly.is_member)
+    if is_log_trusted:
+        node.logbook.confirm()
     nursery.start_soon(engine.run)  # its child may still be loading a model while the mesh already asks
     if newest := list(models.models)[-1:]:
         nursery.start_soon(_warm_up, engine, newest[0], journal)
@@ -262,6 +275,12 @@ def _parser() -> argparse.ArgumentParser:
         help="members to ask first, besides those of the config",
     )
     parser.add_argument("--gateway", metavar="HOST:PORT", help="the OpenAI-compatible API; port 0 takes any")
+    parser.add_argument(
+        "--trust-own-log",
+        action="store_true",
+        help="write to the own log before any member has confirmed how far it goes, for when all others are away; "
+        "never with a restored or copied home",
+    )
     parser.add_argument("--no-mdns", action="store_true", help="do not look for members in the local network")
     return parser
 

@@ -23,11 +23,11 @@ from marketplace.refusal import Contradiction, Refused
 from node.journal import Journal
 from node.store import Record, Store
 from node.wire import Wire
-from protocol.envelope import Sealed
-from protocol.errors import AgoraError, BrokenLog, Equivocation
+from protocol.envelope import Sealed, narrow
+from protocol.errors import AgoraError, BrokenLog, Equivocation, RemoteProtocolError
 from protocol.identity import PeerId
 from protocol.log import AuthorLog
-from protocol.messages import NO_HASH, Entry, Head, LogName, Message
+from protocol.messages import NO_HASH, Advert, Countersignature, Entry, Head, LogName, Message
 
 if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own types
     from trio_typing import TaskStatus
@@ -89,6 +89,7 @@ class Logbook:
         self._store = store
         self._bilateral: dict[PeerId, AuthorLog] = {}
         self._loose: dict[tuple[PeerId, int], Sealed[Entry]] = {}
+        self._furthest: dict[tuple[PeerId, LogName], Head] = {}
         self._send, self._receive = trio.open_memory_channel[_Write](WRITES_WAITING_MAX)
         self._confirmed = trio.Event()
         self._started_ms = started_ms
@@ -167,6 +168,21 @@ class Logbook:
             return self.assembly.head(author)
         known = self._bilateral.get(author)
         return known.head if known else None
+
+    def furthest(self, author: PeerId, log: LogName) -> Head | None:
+        """The newest entry that an author was ever seen to sign, or said it has, whether or not it is here.
+
+        Its receipts stand in our countersignatures and its heads in its adverts: an author restored from a backup learns
+        from us that there was more.
+        """
+        heads = filter(None, (self.head(author, log), self._furthest.get((author, log))))
+        return max(heads, key=lambda head: head.index, default=None)
+
+    def note_said(self, advert: Sealed[Advert]) -> None:
+        """A member's advert says how far its own logs go."""
+        for head in advert.message.heads:
+            if head.author == advert.sender:
+                self._note_head(head)
 
     def heads(self, log: LogName) -> list[Head]:
         """The newest entry known of every author."""
@@ -359,6 +375,11 @@ class Logbook:
 
     def _post(self, entry: Sealed[Entry]) -> None:
         """Fold a bilateral entry into the ledger; what it does not take is told, and a contradiction accused."""
+        self._note_place(entry)
+        if (countersignature := narrow(entry, Countersignature)) is not None:
+            with suppress(RemoteProtocolError):  # the receipt inside is another's entry, seen nowhere else
+                receipt = open_entry(countersignature.message.receipt, self._wire.mesh_id)
+                self._note_place(receipt)
         match self.ledger.apply(entry):
             case Contradiction(author, first, second):
                 self._note_contradiction(author, first.raw, second.raw)
@@ -370,6 +391,14 @@ class Logbook:
                     reason=reason,
                     detail=detail,
                 )
+
+    def _note_place(self, entry: Sealed[Entry]) -> None:
+        self._note_head(Head(author=entry.sender, log="bilateral", index=entry.message.index, entry=entry.id))
+
+    def _note_head(self, head: Head) -> None:
+        known = self._furthest.get((PeerId(head.author), head.log))
+        if known is None or known.index < head.index:
+            self._furthest[PeerId(head.author), head.log] = head
 
     def _note_contradiction(self, author: PeerId, first: bytes, second: bytes) -> None:
         self._journal.write("contradiction_found", author=author)

@@ -283,9 +283,14 @@ class Node:
                 "only devices on the charter's roll sign names; add the model here without --publish, "
                 "then run 'agora model publish' on one of them"
             )
-        card = await self._ports.library.add(
-            Path(path), name, lambda done, total: trio.from_thread.run_sync(progress, done, total)
-        )
+        try:
+            card = await self._ports.library.add(
+                Path(path), name, lambda done, total: trio.from_thread.run_sync(progress, done, total)
+            )
+        except OSError as error:
+            raise StartError(
+                f"cannot take in {path} ({error.strerror}), expected a readable file and free disk"
+            ) from error
         self.journal.write("model_added", digest=card.digest, name=card.name, size_bytes=card.size_bytes)
         self.advertiser.refresh()
         if publish:

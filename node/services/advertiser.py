@@ -101,6 +101,7 @@ class Advertiser:
         if advert.sender == self._logbook.me:
             self._logbook.meet_own_key(advert)
         elif self._logbook.assembly.is_member(advert.sender):
+            self._logbook.note_said(advert)
             self._directory.hear(advert, self._clock.now())
 
     async def ask(self, peer_id: PeerId, model: bytes) -> None:

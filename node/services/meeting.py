@@ -166,15 +166,19 @@ class Meeting:
         own = self._advertiser.own()
         heads = self._logbook.heads("assembly")[: limits.HEADS_PER_HELLO_MAX - 1]
         mine = self._logbook.head(self._logbook.me, "bilateral")
-        yours = (self._logbook.head(to, "assembly"), self._logbook.head(to, "bilateral"))
         return Hello(
             boot=self._boot,
             heads=(*heads, *([mine] if mine else [])),
-            yours=tuple(head for head in yours if head),
+            yours=self._yours(to),
             advert=own.raw if own else b"",
             adverts=tuple(self._directory.sample(limits.ADVERTS_PER_HELLO_MAX, self._rng, self._clock.now())),
             addresses=self._mesh.addresses[: limits.ADDRESSES_MAX],
         )
+
+    def _yours(self, to: PeerId) -> tuple[Head, ...]:
+        """How far the receiver's own logs were ever seen to go."""
+        newest = (self._logbook.furthest(to, "assembly"), self._logbook.furthest(to, "bilateral"))
+        return tuple(head for head in newest if head is not None)
 
     async def _meet(self, hello: Sealed[Hello]) -> None:
         """Take a verified hello in.

@@ -165,9 +165,6 @@ async def test_a_restored_buyer_gets_its_own_newest_entries_back_from_its_seller
     assert seller.balance() == 4 * 1040
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a hello's `yours` says what a member holds, not how far the last advert went"
-)
 async def test_a_restored_buyer_is_not_misled_by_a_member_that_knows_less(world: World) -> None:
     """A member that never traded with it still has its adverts, and they say how far its log went."""
     seller = await world.add("bob")
@@ -195,9 +192,6 @@ async def test_a_restored_buyer_is_not_misled_by_a_member_that_knows_less(world:
     assert_no_fork(buyer, seller, other)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a buyer does not hand the receipts it countersigned back to their author"
-)
 async def test_a_restored_seller_does_not_fork_its_log(world: World) -> None:
     """Its buyers hold its receipts inside their countersignatures: they know how far it had come."""
     seller = await world.add("bob")
