@@ -177,7 +177,7 @@ class Buyer:
                 attempt=attempt.number,
                 seller=attempt.seller,
                 tokens=len(attempt.ids),
-                reason=ending.reason,
+                end=ending.end.value,  # not the reason: that is the seller's text, and it has read the prompt
             )
             if attempt.seller and not (attempt.is_lease and ending.is_lease_over):
                 failed.add(attempt.seller)

@@ -16,7 +16,7 @@ from node.jobs import Attempt, Job
 from node.wire import Wire
 from protocol import limits
 from protocol.envelope import decode
-from protocol.errors import MeshError, RemoteProtocolError
+from protocol.errors import MeshError, RemoteProtocolError, TooLarge
 from protocol.mesh import Stream
 from protocol.messages import (
     Cancel,
@@ -122,6 +122,8 @@ async def receive_tokens(
 async def _next_frame(stream: Stream) -> TokensFrame | ProgressFrame | FinishedFrame | FailedFrame:
     with trio.fail_after(limits.STALL_TIMEOUT_S):
         raw = await stream.receive()
+    if len(raw) > limits.TOKEN_FRAME_BYTES_MAX:
+        raise TooLarge(f"frame of {len(raw)} bytes, at most {limits.TOKEN_FRAME_BYTES_MAX} allowed")
     frame: TokensFrame | ProgressFrame | FinishedFrame | FailedFrame = decode(raw, JobFrame)
     return frame
 

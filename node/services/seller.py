@@ -76,6 +76,7 @@ class _Run:
     """How a generation under way ends: set by whichever side ends it first."""
 
     delivery: Delivery
+    sent_at: float  # when the buyer last took a frame
     finish: FinishedFrame | None = None
     failure: FailedFrame | None = None
     is_cancelled: bool = False
@@ -331,11 +332,12 @@ class Seller:
             return
         self._fence.begin(stream.peer_id, work.job_id, work.attempt)
         self._leases.begin(award.id, work.job_id, work.attempt, total_micro=total, now=now)
-        run = _Run(Delivery(award=award, work=work, started_s=now))
+        run = _Run(Delivery(award=award, work=work, started_s=now), sent_at=now)
         is_settled = False
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen, stream, work, run, nursery.cancel_scope)
+                nursery.start_soon(self._watch, stream, run, nursery.cancel_scope)
                 await self._generate(stream, run)
                 nursery.cancel_scope.cancel()
             is_settled = await self._conclude(stream, run)
@@ -370,6 +372,21 @@ class Seller:
             run.is_broken = True
         scope.cancel()
 
+    async def _watch(self, stream: Stream, run: _Run, scope: trio.CancelScope) -> None:
+        """Give up a buyer that takes nothing: it would hold the slot for as long as it likes."""
+        while (due := run.sent_at + limits.STANDSTILL_S) > self._clock.now():  # noqa: ASYNC110  # no polling
+            await trio.sleep_until(due)
+        run.is_broken = True
+        stream.abort()
+        scope.cancel()
+
+    async def _send(self, stream: Stream, run: _Run, frame: TokensFrame | ProgressFrame) -> None:
+        raw = encode(frame)
+        if len(raw) > limits.TOKEN_FRAME_BYTES_MAX:
+            raise EngineError(f"the model has a token of {len(raw)} bytes, more than a frame takes")
+        await stream.send(raw)
+        run.sent_at = self._clock.now()
+
     async def _generate(self, stream: Stream, run: _Run) -> None:
         """Pass frames from the engine to the buyer, counting what went out."""
         work, delivery = run.delivery.work, run.delivery
@@ -389,13 +406,15 @@ class Seller:
                 match frame:
                     case Tokens(ids, text):
                         first = len(work.received) + len(delivery.ids)
-                        await stream.send(encode(TokensFrame(first=first, ids=ids, text=text)))
+                        await self._send(stream, run, TokensFrame(first=first, ids=ids, text=text))
                         delivery.add(ids, self._clock.now())
                         # noted as it goes out: many streams of one buyer must not pass the cap together
                         self._exposure.owe(stream.peer_id, work.job_id, work.attempt, delivery.amount_micro)
                     case Progress(phase, done, total):
                         delivery.prompt_tokens = total
-                        await stream.send(encode(ProgressFrame(phase=phase.value, done=done, total=total)))
+                        await self._send(
+                            stream, run, ProgressFrame(phase=phase.value, done=done, total=total)
+                        )
                     case Finished():
                         delivery.prompt_tokens = frame.prompt_tokens
                         run.finish = FinishedFrame(
@@ -423,7 +442,7 @@ class Seller:
             self._journal.write("delivery_broken", **ids, tokens=len(delivery.ids))
             return False
         if run.failure is not None:
-            self._journal.write("delivery_failed", **ids, reason=run.failure.detail)
+            self._journal.write("delivery_failed", **ids, reason=run.failure.reason)
             with suppress(StreamBroken):
                 await stream.send(encode(run.failure))
             return False
