@@ -67,6 +67,7 @@ class LlamaChild:
         self._outbox_filled = trio.Event()
         self._questions: dict[int, _Question] = {}
         self._owed: set[int] = set()  # calls without an end
+        self._has_debts = trio.Event()
         self._heard_at = trio.current_time()
         self._stderr = bytearray()
         self._stderr_ended = trio.Event()
@@ -204,6 +205,7 @@ class LlamaChild:
             self._kill(f"the engine's child did not start within {START_S_MAX:.0f} s")
             return
         while True:
+            await self._has_debts.wait()  # an idle child costs no wake-up
             if self._is_silent():
                 await trio.sleep(
                     READ_FIRST_S
@@ -213,6 +215,8 @@ class LlamaChild:
                 self._kill(f"the engine's child was silent for {silent_s:.1f} s")
                 return
             await trio.sleep(STALL_TIMEOUT_S - silent_s if self._owed else STALL_TIMEOUT_S)
+            if not self._owed:
+                self._has_debts = trio.Event()
 
     def _is_silent(self) -> bool:
         return bool(self._owed) and trio.current_time() - self._heard_at >= STALL_TIMEOUT_S
@@ -223,6 +227,7 @@ class LlamaChild:
         if not self._owed:
             self._heard_at = trio.current_time()  # an idle child says nothing, and that is no silence
         self._owed.add(call)
+        self._has_debts.set()
 
     def _kill(self, verdict: str) -> None:
         self._verdict = verdict
