@@ -118,12 +118,14 @@ class Host:
         """See `protocol.mesh.Mesh`."""
         raw = await self._open_raw(peer_id, protocol.name)
         connection = raw.connection
-        connection.busy += 1
 
         def over() -> None:
             connection.busy -= 1
 
-        return FrameStream(raw, protocol, over=over)
+        if not raw.is_broken:
+            connection.busy += 1
+            raw.on_over = over  # not the caller's end: who only tells something never hears the peer's
+        return FrameStream(raw, protocol)
 
     async def publish(self, topic: Topic, data: bytes) -> None:
         """See `protocol.mesh.Mesh`."""

@@ -4,6 +4,7 @@ Staging (`send_all`) happens whole or not at all, so cancelling a sender never c
 one writer takes from the stage in turns. What comes in waits here, at most one window of it.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -52,6 +53,7 @@ class MuxStream:
         self.stream_id = stream_id
         self.is_broken = False
         self.is_discarded = False  # nobody here will read any more
+        self.on_over: Callable[[], None] | None = None  # called once, when neither side can say anything more
         self.ended_by_peer = False
         self.incoming = bytearray()
         self.receive_window = wire.WINDOW_BYTES

@@ -5,7 +5,7 @@ whose process was killed looks like a clean end of file, so an end of file witho
 """
 
 import struct
-from collections.abc import Callable
+from contextlib import suppress
 
 from node.host.mux_stream import MuxStream
 from protocol.errors import LocalProtocolError, StreamBroken, StreamEnded, TooLarge
@@ -19,13 +19,10 @@ _END = _LENGTH.pack(0xFFFFFFFF)
 class FrameStream:
     """The `Stream` of the mesh port, over one multiplexed stream."""
 
-    def __init__(
-        self, raw: MuxStream, protocol: StreamProtocol, *, over: Callable[[], None] | None = None
-    ) -> None:
-        """Wrap a negotiated stream. `over` is called once, when neither side can say anything more."""
+    def __init__(self, raw: MuxStream, protocol: StreamProtocol) -> None:
+        """Wrap a negotiated stream."""
         self._raw = raw
         self._protocol = protocol
-        self._over = over
         self._buffer = bytearray()
         self._has_ended = False
         self._peer_ended = False
@@ -43,11 +40,7 @@ class FrameStream:
             )
         if self._has_ended:
             raise LocalProtocolError(f"frame on {self._protocol.name} after its end was said")
-        try:
-            await self._raw.send_all(_LENGTH.pack(len(frame)) + frame)
-        except StreamBroken:
-            self._finish()
-            raise
+        await self._raw.send_all(_LENGTH.pack(len(frame)) + frame)
 
     async def receive(self) -> bytes:
         """See `protocol.mesh.Stream.receive`."""
@@ -69,26 +62,19 @@ class FrameStream:
             try:
                 await self._raw.send_all(_END)
             except StreamBroken:
-                self._finish()
                 return
             self._has_ended = True
             self._raw.end()
-        try:
+        with suppress(StreamBroken):
             await self._raw.flush()
-        except StreamBroken:
-            self._finish()
-        if self._peer_ended:
-            self._finish()
 
     def abort(self) -> None:
         """See `protocol.mesh.Stream.abort`."""
         self._raw.reset()
-        self._finish()
 
     def discard(self) -> None:
         """The handler has returned: nobody will read what still comes."""
         self._raw.discard()
-        self._finish()
 
     async def _read_more(self) -> None:
         some = await self._raw.receive_some()
@@ -103,8 +89,6 @@ class FrameStream:
             return None
         if self._buffer.startswith(_END):
             self._peer_ended = True
-            if self._has_ended:
-                self._finish()
             raise StreamEnded(f"{self.peer_id} has said its last frame")
         (length,) = _LENGTH.unpack_from(self._buffer)
         if length > self._protocol.frame_bytes_max:
@@ -117,8 +101,3 @@ class FrameStream:
         frame = bytes(self._buffer[_LENGTH.size : end])
         del self._buffer[:end]
         return frame
-
-    def _finish(self) -> None:
-        over, self._over = self._over, None
-        if over is not None:
-            over()

@@ -177,8 +177,11 @@ class Connection:
 
     def forget(self, stream: MuxStream) -> None:
         """A stream is over."""
-        if self._streams.pop(stream.stream_id, None) and not stream.ended_by_peer:
-            self._late_bytes = min(self._late_bytes + stream.receive_window, LATE_BYTES)
+        if self._streams.pop(stream.stream_id, None):
+            if not stream.ended_by_peer:
+                self._late_bytes = min(self._late_bytes + stream.receive_window, LATE_BYTES)
+            if stream.on_over is not None:
+                stream.on_over()
         self._waiting.pop(stream.stream_id, None)
         stream.uncount()
 

@@ -245,6 +245,22 @@ async def test_the_connection_idle_for_longest_makes_room_for_a_new_one(start: S
     assert await stream.receive() == b"still here"
 
 
+async def test_a_connection_is_idle_once_what_was_told_on_it_is_over(start: Start) -> None:
+    """Who only tells something never reads the peer's end. Counted as busy, it had a heartbeat a second, for ever."""
+    ann, bob = await start(), await start()
+    await ann.host.dial(bob.host.addresses[0])
+    (connection,) = ann.host._swarm.connections(bob.peer_id)
+
+    stream = await ann.host.open_stream(bob.peer_id, ECHO)
+    was_busy = connection.busy
+    await stream.end()
+
+    with trio.fail_after(5):
+        while connection.busy:
+            await trio.lowlevel.checkpoint()
+    assert was_busy == 1
+
+
 async def test_a_peer_with_a_third_connection_loses_its_oldest(start: Start) -> None:
     """Two are needed when both dial at once; more are a peer that lost its old ones, or wants them all."""
     ann = await start()
