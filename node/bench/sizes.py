@@ -30,9 +30,9 @@ class Sizes:
 FULL = Sizes(
     shape=random_gguf.LLAMA_3_2_1B,
     shape_name="1B",
-    speed_rounds=6,
+    speed_rounds=8,
     speed_tokens=64,
-    tiny_rounds=16,
+    tiny_rounds=8,
     first_tokens=40,
     auctions=100,
     silences=10,
