@@ -126,20 +126,21 @@ async def test_many_callers_at_once_are_all_kept(disk: Disk) -> None:
 
 
 async def test_a_cancelled_append_is_kept_whole_or_not_at_all(disk: Disk) -> None:
-    """And the store serves on, and what was acknowledged is there."""
+    """And the store serves on, and what was acknowledged is there. Some are never cancelled, however slow the disk is."""
     rng = random.Random(11)
     acknowledged: set[int] = set()
 
-    async def append_for(number: int, checkpoints: int) -> None:
+    async def append_for(number: int, checkpoints: int | None) -> None:
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
 
                 async def cancel() -> None:
-                    for _ in range(checkpoints):
+                    for _ in range(checkpoints or 0):
                         await trio.lowlevel.checkpoint()
                     scope.cancel()
 
-                nursery.start_soon(cancel)
+                if checkpoints is not None:
+                    nursery.start_soon(cancel)
                 await store.append([entry(number), Record("twin", entry(number).key, b"")])
                 acknowledged.add(number)
                 nursery.cancel_scope.cancel()
@@ -147,7 +148,7 @@ async def test_a_cancelled_append_is_kept_whole_or_not_at_all(disk: Disk) -> Non
     async with disk.store() as store:
         async with trio.open_nursery() as nursery:
             for number in range(200):
-                nursery.start_soon(append_for, number, rng.choice([0, 1, 2, 5, 500, 50_000]))
+                nursery.start_soon(append_for, number, rng.choice([0, 1, 2, 5, 500, None]))
         await store.append([entry(1_000), Record("twin", entry(1_000).key, b"")])
 
     async with disk.store() as store:
