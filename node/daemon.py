@@ -174,8 +174,8 @@ async def _open(
         "gateway": node.gateway,
         "admin": str(admin_path),
     }
-    print(json.dumps(ready), flush=True)  # noqa: T201  # the one line of stdout: whoever started us waits for it
     journal.write("ready", peer=identity.peer_id, gateway=node.gateway)
+    print(json.dumps(ready), flush=True)  # noqa: T201  # the one line of stdout: whoever started us waits for it
     return node
 
 
