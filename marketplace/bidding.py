@@ -22,19 +22,15 @@ class SellerTerms:
         owner: whose device this is, as its admission says.
         base: prices for an idle device on mains power.
         owner_percent: what the owner's other devices pay of them; 0: nothing.
-        owners: the owners it serves beside its own; None: every member.
         battery_percent_min: below it, and not charging, it sells nothing.
         exposure_micro_max: what one buyer may have received without countersigning.
-        queue_max: requests that may wait for a slot.
     """
 
     owner: str
     base: Prices
     owner_percent: int = 100
-    owners: frozenset[str] | None = None
     battery_percent_min: int = BATTERY_PERCENT_MIN
     exposure_micro_max: int = EXPOSURE_MICRO_MAX
-    queue_max: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,6 @@ def quote(request: Sealed[Request], terms: SellerTerms, state: SellerState) -> B
     total = prices.total_micro(wanted.prompt_tokens, wanted.completion_tokens_max)
     context = wanted.prompt_tokens + wanted.completion_tokens_max
     is_flat = state.is_on_battery and state.battery_percent < terms.battery_percent_min
-    is_full = state.slots_free <= 0 and state.queued >= terms.queue_max
     checks: tuple[tuple[DeclineReason, bool, str], ...] = (
         # reason          holds when                                    what was found, what was expected
         ("not_admitted", state.buyer_owner is None, "the buyer is not a member here"),
@@ -100,7 +95,7 @@ def quote(request: Sealed[Request], terms: SellerTerms, state: SellerState) -> B
         ),
         ("battery", is_flat, f"{state.battery_percent} %, at least {terms.battery_percent_min} % wanted"),
         ("policy", not _serves(request, terms, state), f"not for this owner at privacy {wanted.privacy}"),
-        ("busy", is_full, f"{state.slots} slots in use, {state.queued} waiting"),
+        ("busy", state.slots_free <= 0, f"{state.slots} slots in use, {state.queued} waiting"),
         ("credit", total > state.spendable_micro, f"{total} asked, {state.spendable_micro} spendable"),
         (
             "unsettled",
@@ -132,25 +127,19 @@ def ask(terms: SellerTerms, state: SellerState) -> Prices:
 
 
 def expected_ttft_ms(request: Request, state: SellerState) -> int:
-    """Return the time to the first token that the measured speeds promise; 0 when nothing was measured yet.
+    """Return the time to the first token that the measured speeds promise; 0 when not both were measured yet.
 
-    The requests before this one are taken to be like it, and to leave their slots one after the other.
+    It is the prefill alone: a seller bids only with a slot free.
     """
     if not state.prompt_tokens_per_ks or not state.tokens_per_ks:
         return 0
     # tokens / (tokens per 1,000 s) = thousands of seconds: times 10^6 gives milliseconds
-    prefill_ms = -(-request.prompt_tokens * 1_000_000 // state.prompt_tokens_per_ks)
-    if state.slots_free > 0:
-        return prefill_ms
-    job_ms = prefill_ms + request.completion_tokens_max * 1_000_000 // state.tokens_per_ks
-    return (state.queued + 1) * job_ms // max(1, state.slots) + prefill_ms
+    return -(-request.prompt_tokens * 1_000_000 // state.prompt_tokens_per_ks)
 
 
 def _serves(request: Sealed[Request], terms: SellerTerms, state: SellerState) -> bool:
     """Whether this buyer and its privacy class may be served here."""
+    privacy = request.message.privacy
     if state.buyer_owner == terms.owner:
-        return (
-            request.message.privacy != "local"
-        )  # "local" never leaves the buyer: whoever sent it made a mistake
-    is_welcome = terms.owners is None or state.buyer_owner in terms.owners
-    return request.message.privacy == "mesh" and is_welcome
+        return privacy != "local"  # which never leaves the buyer: whoever sent it made a mistake
+    return privacy == "mesh"

@@ -134,12 +134,6 @@ class Leases:
         if lease.session is not None and self._by_session.get(lease.session) == award_id:
             del self._by_session[lease.session]
 
-    def retire_peer(self, peer: PeerId) -> None:
-        """The other side is lost, or revoked: its leases serve no further job."""
-        for award_id, lease in list(self._leases.items()):
-            if peer in (lease.seller, lease.award.sender):
-                self.retire(award_id)
-
     def expire(self, now: float) -> tuple[bytes, ...]:
         """Forget the leases that are over and have no job under way; return their awards, whose holds are to be voided."""
         ended = tuple(

@@ -11,7 +11,6 @@ from protocol import limits
 from protocol.identity import PeerId
 
 WEIGHT = 0.2  # of the newest outcome: about five jobs change an opinion
-MISSED_WEIGHT = 0.05  # a missed window cost time, not work
 NEUTRAL = 0.5
 
 
@@ -20,14 +19,13 @@ class Record:
     """One seller's past, as far as it was mine.
 
     Attributes:
-        settled, failed, missed: jobs paid, attempts broken off, windows missed.
+        settled, failed: jobs paid, attempts broken off.
         reliability: of the outcomes, newest weigh most; 0 to 1.
         kept: delivered ÷ promised, for speed and time to first token; 0 to 1.
     """
 
     settled: int = 0
     failed: int = 0
-    missed: int = 0
     reliability: float = NEUTRAL
     kept: float = NEUTRAL
 
@@ -63,21 +61,15 @@ class Reputation:
             shares.append(min(1.0, promised_ttft_ms / max(1, ttft_ms)))
         if promised_tokens_per_ks:
             shares.append(min(1.0, tokens_per_ks / promised_tokens_per_ks))
-        kept = _towards(record.kept, sum(shares) / len(shares), WEIGHT) if shares else record.kept
-        reliability = _towards(record.reliability, 1.0, WEIGHT)
+        kept = _towards(record.kept, sum(shares) / len(shares)) if shares else record.kept
+        reliability = _towards(record.reliability, 1.0)
         self._note(seller, replace(record, settled=record.settled + 1, reliability=reliability, kept=kept))
 
     def failed(self, seller: PeerId) -> None:
         """An attempt broke off: the stream, a stall, a receipt that could not be countersigned."""
         record = self.of(seller)
-        reliability = _towards(record.reliability, 0.0, WEIGHT)
+        reliability = _towards(record.reliability, 0.0)
         self._note(seller, replace(record, failed=record.failed + 1, reliability=reliability))
-
-    def missed(self, seller: PeerId) -> None:
-        """It did not answer a request inside the window."""
-        record = self.of(seller)
-        reliability = _towards(record.reliability, 0.0, MISSED_WEIGHT)
-        self._note(seller, replace(record, missed=record.missed + 1, reliability=reliability))
 
     def _note(self, seller: PeerId, record: Record) -> None:
         self._records.pop(seller, None)
@@ -86,5 +78,5 @@ class Reputation:
             self._records.popitem(last=False)
 
 
-def _towards(value: float, target: float, weight: float) -> float:
-    return value + weight * (target - value)
+def _towards(value: float, target: float) -> float:
+    return value + WEIGHT * (target - value)

@@ -22,7 +22,6 @@ from protocol.errors import BrokenLog, MalformedMessage, NotAuthorised
 from protocol.identity import PeerId, PublicKey, peer_id_of, public_key_of
 from protocol.log import AuthorLog
 from protocol.messages import (
-    NO_HASH,
     Admitted,
     Card,
     Charter,
@@ -305,11 +304,6 @@ class Assembly:
         """Return the entries of an author's log behind an index; all of them behind -1."""
         log = self._logs.get(author)
         return log.entries[index + 1 :] if log else ()
-
-    def next_place(self, author: PeerId) -> tuple[int, bytes]:
-        """Return the index and `prev` of the entry that an author's log wants next."""
-        log = self._logs.get(author)
-        return (log.next_index, log.next_prev) if log else (0, NO_HASH)
 
 
 def _a(message: Entry) -> str:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 CONNECTIONS_SERVER = 4_096
-CONNECTIONS_PHONE = 256
 
 
 @dataclass(frozen=True)

@@ -102,13 +102,14 @@ def test_a_newer_lease_takes_the_session_and_the_older_ends_after_its_jobs() -> 
     assert find(leases, now=103.0) == lease
 
 
-def test_a_lost_seller_serves_no_further_job() -> None:
+def test_a_retired_lease_serves_no_further_job() -> None:
+    """Its seller is lost, say. The other leases go on."""
     leases = Leases()
     other = award(job_id=OTHER_JOB, seller=BOB)
     leases.open(award(), 100.0, CHAT)
     leases.open(other, 100.0, Session(b"x" * 32, MODEL, "owner"))
 
-    leases.retire_peer(ANN)
+    leases.retire(award().id)
 
     assert find(leases, now=101.0) is None
     assert leases.expire(101.0) == (award().id,)
@@ -211,10 +212,10 @@ def test_work_under_an_expired_lease_is_refused() -> None:
     assert refusal(serving(), work(award()), now=701.0) == Refused("void", "the lease is over")
 
 
-def test_work_of_a_revoked_buyer_is_refused() -> None:
+def test_work_under_a_retired_lease_is_refused() -> None:
     leases = serving()
 
-    leases.retire_peer(BUYER)
+    leases.retire(award().id)
 
     assert refusal(leases, work(award())) == Refused("void", "the lease is over")
 

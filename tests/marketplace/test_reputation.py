@@ -19,7 +19,7 @@ def settle(
 
 
 def test_a_newcomer_is_neutral() -> None:
-    assert Reputation().of(ANN) == Record(settled=0, failed=0, missed=0, reliability=0.5, kept=0.5)
+    assert Reputation().of(ANN) == Record(settled=0, failed=0, reliability=0.5, kept=0.5)
 
 
 def test_a_proven_seller_is_better_than_a_newcomer_and_a_bad_one_worse() -> None:
@@ -36,10 +36,9 @@ def test_every_outcome_is_counted() -> None:
 
     settle(reputation, ANN, times=2)
     reputation.failed(ANN)
-    reputation.missed(ANN)
 
     record = reputation.of(ANN)
-    assert (record.settled, record.failed, record.missed) == (2, 1, 1)
+    assert (record.settled, record.failed) == (2, 1)
 
 
 def test_promises_that_are_not_kept_lower_the_score() -> None:
@@ -71,15 +70,6 @@ def test_old_failures_are_outlived() -> None:
     assert reputation.of(ANN).reliability > 0.85
 
 
-def test_a_missed_window_weighs_less_than_a_broken_job() -> None:
-    reputation = Reputation()
-
-    reputation.missed(ANN)
-    reputation.failed(BOB)
-
-    assert reputation.of(BOB).score < reputation.of(ANN).score < Record().score
-
-
 def test_whitewashing_with_a_new_key_stays_behind_a_single_proven_job() -> None:
     """Keys are free: nothing may be gained by being new."""
     reputation = Reputation()
@@ -96,6 +86,6 @@ def test_flooding_with_sellers_keeps_the_table_bounded() -> None:
     reputation = Reputation()
 
     for number in range(limits.SENDERS_MAX + 10):
-        reputation.missed(PeerId(f"peer {number}"))
+        reputation.failed(PeerId(f"peer {number}"))
 
     assert len(reputation._records) == limits.SENDERS_MAX

@@ -11,7 +11,7 @@ from protocol import limits
 from protocol.envelope import Sealed, seal
 from protocol.errors import BrokenLog, Equivocation, MalformedMessage, NotAuthorised, RemoteProtocolError
 from protocol.identity import Identity
-from protocol.messages import NO_HASH, Admitted, Card, Charter, Entry
+from protocol.messages import Admitted, Card, Charter, Entry
 
 Write = Callable[[Town, Identity], Sealed[Entry]]
 Deed = tuple[str, Identity, Any, int]
@@ -455,8 +455,6 @@ def test_heads_name_voters_first_and_entries_can_be_asked_for_from_there() -> No
     assert list(assembly.entries_after(ANN.peer_id, 0)) == [entries[0]]
     assert list(assembly.entries_after(DAN.peer_id, -1)) == []
     assert assembly.head(DAN.peer_id) is None
-    assert assembly.next_place(BOB.peer_id) == (1, entries[1].id)
-    assert assembly.next_place(DAN.peer_id) == (0, NO_HASH)
 
 
 def test_uses_of_an_invitation_are_counted_from_its_issuers_log() -> None:
