@@ -11,7 +11,7 @@ def as_device(capacity: Capacity, sandbox: str) -> Device:
         cores=capacity.cores,
         memory_mib=capacity.memory_bytes // MIB,
         memory_free_mib=capacity.memory_free_bytes // MIB,
-        load_percent=min(100, round(capacity.load * 100)),
+        load_percent=min(100, round((capacity.load or 0) * 100)),  # unknown: the slots still tell who is busy
         battery_percent=-1 if capacity.battery_percent is None else min(100, capacity.battery_percent),
         is_charging=bool(capacity.is_charging),
         gpu=capacity.gpu[:64],
