@@ -128,7 +128,11 @@ def seal(
         raise LocalProtocolError(f"{kind} of {len(raw)} bytes, at most {type(message).bytes_max} allowed")
     expires_ms = time_ms + ttl_ms if ttl_ms else None
     content_id = hashlib.sha256(signed).digest()
-    return Sealed(message, identity.peer_id, content_id, raw, seq[0], seq[1], time_ms, expires_ms)
+    sealed = Sealed(message, identity.peer_id, content_id, raw, seq[0], seq[1], time_ms, expires_ms)
+    if opened.is_own_remembered:
+        header = _Header(VERSION, mesh, kind, identity.public_key, seq, time_ms, ttl_ms, body)
+        opened.remember(raw, header, sealed)
+    return sealed
 
 
 def open_sealed(raw: bytes, *, mesh: bytes, kinds: frozenset[str] | None = None) -> Sealed[Message]:
@@ -143,9 +147,11 @@ def open_sealed(raw: bytes, *, mesh: bytes, kinds: frozenset[str] | None = None)
 
 
 def _verified(raw: bytes, header: _Header) -> Sealed[Message]:
+    if known := opened.find(raw):
+        return known[1]
     signed = _domain(header.kind) + header.mesh + raw[SIGNATURE_BYTES:]
     verify(PublicKey(header.sender), raw[:SIGNATURE_BYTES], signed)
-    return Sealed(
+    sealed = Sealed(
         message=decode(header.body, BY_KIND[header.kind]),
         sender=peer_id_of(PublicKey(header.sender)),
         id=hashlib.sha256(signed).digest(),
@@ -155,6 +161,8 @@ def _verified(raw: bytes, header: _Header) -> Sealed[Message]:
         time_ms=header.time,
         expires_ms=header.time + header.ttl if header.ttl else None,
     )
+    opened.remember(raw, header, sealed)
+    return sealed
 
 
 def narrow(sealed: "Sealed[Message]", form: type[M]) -> "Sealed[M] | None":
@@ -185,6 +193,42 @@ def decode(data: bytes, form: Any) -> Any:
     except (msgspec.ValidationError, RecursionError) as error:
         name = getattr(form, "__name__", "frame")
         raise MalformedMessage(f"{name}: {str(error)[: limits.DETAIL_CHARS_MAX]}") from error
+
+
+class Opened:
+    """Envelopes that were opened lately, by their exact bytes: gossip and adverts bring each several times.
+
+    Opening is a pure function of the bytes, so remembering its result changes nothing but the time it takes. Only what
+    verified is kept, and no large envelope, so that hostile ones cannot fill the memory.
+
+    Attributes:
+        entries_max: how many are kept; the oldest goes first.
+        is_own_remembered: also what this process sealed itself. A world sets it, as all its nodes live in one process.
+    """
+
+    def __init__(self) -> None:
+        self.entries_max = limits.OPENED_ENTRIES_MAX
+        self.is_own_remembered = False
+        self._table: dict[bytes, tuple[_Header, Sealed[Message]]] = {}
+
+    def find(self, raw: bytes) -> tuple[_Header, Sealed[Message]] | None:
+        """Return header and message of bytes that were opened before."""
+        return self._table.get(raw)
+
+    def remember(self, raw: bytes, header: _Header, sealed: Sealed[Message]) -> None:
+        """Keep what was verified."""
+        if len(raw) > limits.OPENED_BYTES_MAX:
+            return
+        self._table[raw] = (header, sealed)
+        while len(self._table) > self.entries_max:
+            del self._table[next(iter(self._table))]
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        self._table.clear()
+
+
+opened = Opened()
 
 
 class Gate:
@@ -319,10 +363,15 @@ def _header(raw: bytes, mesh: bytes, kinds: frozenset[str] | None) -> _Header:
         raise MalformedMessage(f"envelope of {len(raw)} bytes, a signature alone has {SIGNATURE_BYTES}")
     if len(raw) > limits.ENTRIES_BYTES_MAX:
         raise TooLarge(f"envelope of {len(raw)} bytes, at most {limits.ENTRIES_BYTES_MAX} allowed")
-    try:
-        header = msgspec.convert(_unpack(raw[SIGNATURE_BYTES:]), _Header, strict=True, builtin_types=(bytes,))
-    except msgspec.ValidationError as error:
-        raise MalformedMessage(f"envelope: {str(error)[: limits.DETAIL_CHARS_MAX]}") from error
+    if known := opened.find(raw):
+        header = known[0]
+    else:
+        try:
+            header = msgspec.convert(
+                _unpack(raw[SIGNATURE_BYTES:]), _Header, strict=True, builtin_types=(bytes,)
+            )
+        except msgspec.ValidationError as error:
+            raise MalformedMessage(f"envelope: {str(error)[: limits.DETAIL_CHARS_MAX]}") from error
     if header.v != VERSION:
         raise MalformedMessage(f"envelope has version {header.v}, expected {VERSION}")
     if header.mesh != mesh:

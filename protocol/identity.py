@@ -60,13 +60,13 @@ class Identity:
         return self._private_key.sign(data)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=32_768)
 def peer_id_of(public_key: PublicKey) -> PeerId:
     """Return the peer id of a raw 32-byte Ed25519 public key."""
     return PeerId(base58.b58encode(_PEER_ID_PREFIX + public_key).decode("ascii"))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=32_768)
 def public_key_of(peer_id: PeerId) -> PublicKey:
     """Return the raw public key that stands in an Ed25519 peer id.
 

@@ -56,6 +56,8 @@ INVITATION_TTL_S_MAX = 30 * 24 * 3600.0
 # --- replay windows ----------------------------------------------------------------------------------------------
 SEQUENCE_WINDOW = 1_024  # sequence numbers behind the newest that a sender may still use, once each
 DEDUPE_MAX = 65_536  # envelope hashes remembered
+OPENED_ENTRIES_MAX = 512  # verified envelopes kept by their bytes: gossip brings each about twice
+OPENED_BYTES_MAX = 8 * KIB  # larger ones are not kept: 4 MiB in all
 SENDERS_MAX = 8_192  # senders whose windows are kept; the one heard least recently goes first
 
 # --- rates -------------------------------------------------------------------------------------------------------
