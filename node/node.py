@@ -34,6 +34,7 @@ from node.models import ModelNames
 from node.services.advertiser import Advertiser
 from node.services.buyer import Buyer
 from node.services.meeting import Meeting
+from node.services.offer import OwnOffer
 from node.services.purchasing import Purchasing
 from node.services.registrar import Registrar
 from node.services.seller import Seller
@@ -128,14 +129,11 @@ class Node:
             exposure=exposure,
             journal=journal,
         )
-        self.seller = Seller(
+        offer = OwnOffer(
             mesh=ports.mesh,
-            wire=self.wire,
-            clock=clock,
             logbook=self.logbook,
             engine=ports.engine,
             store=ports.store,
-            settlement=self.settlement,
             exposure=exposure,
             terms=SellerTerms(
                 owner=self._owner(),
@@ -145,6 +143,16 @@ class Node:
                 exposure_micro_max=config.exposure_peer_micro,
             ),
             device=ports.device,
+        )
+        self.seller = Seller(
+            mesh=ports.mesh,
+            wire=self.wire,
+            clock=clock,
+            logbook=self.logbook,
+            engine=ports.engine,
+            settlement=self.settlement,
+            exposure=exposure,
+            offer=offer,
             journal=journal,
         )
         self.advertiser = Advertiser(
@@ -155,7 +163,7 @@ class Node:
             directory=self.directory,
             journal=journal,
             rng=rng,
-            describe=self.seller.describe,
+            describe=offer.describe,
         )
         self.meeting = Meeting(
             mesh=ports.mesh,

@@ -9,7 +9,6 @@ The award is kept and the accept written before the accept is sent; the receipt 
 stream breaks, what was delivered is claimed later (`settlement.py`).
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,6 @@ from typing import cast
 import trio
 
 from marketplace.auction import total_micro
-from marketplace.bidding import SellerState, SellerTerms, quote
 from marketplace.exposure import Exposure
 from marketplace.fence import Fence
 from marketplace.lease import Leases, may_work
@@ -26,26 +24,21 @@ from marketplace.pricing import Prices, estimated_tokens
 from node.clock import Clock
 from node.journal import Journal
 from node.logbook import Logbook
+from node.services.offer import OwnOffer
 from node.services.settlement import Delivery, Settlement
-from node.store import Store
 from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed, encode, narrow
 from protocol.errors import AgoraError, MeshError, NotAuthorised, RemoteProtocolError, StreamBroken
-from protocol.identity import PeerId
 from protocol.mesh import Mesh, Stream
 from protocol.messages import (
     Accept,
-    Advert,
     Award,
     Bid,
     Cancel,
     Decline,
-    DeclineReason,
-    Device,
     FailedFrame,
     FinishedFrame,
-    ModelOffer,
     ProgressFrame,
     Request,
     TokensFrame,
@@ -94,11 +87,9 @@ class Seller:
         clock: Clock,
         logbook: Logbook,
         engine: Engine,
-        store: Store,
         settlement: Settlement,
         exposure: Exposure,
-        terms: SellerTerms,
-        device: Callable[[], Device],
+        offer: OwnOffer,
         journal: Journal,
     ) -> None:
         self._mesh = mesh
@@ -106,89 +97,13 @@ class Seller:
         self._clock = clock
         self._logbook = logbook
         self._engine = engine
-        self._store = store
         self._settlement = settlement
         self._leases = Leases()
         self._fence = Fence()
         self._exposure = exposure
-        self._terms = terms
-        self._device = device
+        self._offer = offer
         self._journal = journal
         mesh.serve(JOB, self._serve)
-
-    # --- what is offered ----------------------------------------------------------------------------------------
-    def describe(self) -> Advert:
-        """This device's advert as of now."""
-        device = self._device()
-        offers = []
-        slots = slots_free = 0
-        for digest, card in list(self._engine.models.items())[: limits.MODELS_PER_ADVERT_MAX]:
-            status = self._engine.status(digest)
-            slots, slots_free = max(slots, status.slots), max(slots_free, status.slots_free)
-            offers.append(
-                ModelOffer(
-                    digest=digest,
-                    architecture=card.architecture[:32],
-                    quantisation=card.quantisation[:16],
-                    context_tokens=card.context_tokens,
-                    tokens_per_ks=int(status.tokens_per_s * 1000),
-                    prompt_tokens_per_ks=int(status.prompt_tokens_per_s * 1000),
-                )
-            )
-        me = self._logbook.me
-        heads = (self._logbook.head(me, "assembly"), self._logbook.head(me, "bilateral"))
-        return Advert(
-            models=tuple(offers),
-            slots=slots,
-            slots_free=slots_free,
-            prompt_micro=self._terms.base.prompt_micro,
-            completion_micro=self._terms.base.completion_micro,
-            device=device,
-            heads=tuple(head for head in heads if head),
-            addresses=self._mesh.addresses[:4],
-        )
-
-    def quote(self, request: Sealed[Request]) -> Bid | Decline:
-        """Answer a request; nothing is promised but the price."""
-        if closed := self._closed():
-            reason, detail = closed
-            return Decline(request=request.id, reason=reason, detail=detail)
-        return quote(request, self._terms, self._state(request))
-
-    def _closed(self) -> tuple[DeclineReason, str] | None:
-        """Why nothing is sold now, to whomever: a receipt could not be written."""
-        if self._store.is_full:
-            return "memory", "the disk is full: no new work"
-        if not self._logbook.is_confirmed:
-            return "policy", "the own log is not confirmed yet"
-        if self._logbook.halted:
-            return "policy", "this device's key runs twice"
-        return None
-
-    def _state(self, request: Sealed[Request]) -> SellerState:
-        assembly, ledger = self._logbook.assembly, self._logbook.ledger
-        buyer = request.sender
-        member = assembly.member(buyer) if assembly.is_member(buyer) else None
-        device = self._device()
-        card = self._engine.models.get(Digest(request.message.model))
-        status = self._engine.status(card.digest) if card else None
-        return SellerState(
-            buyer_owner=member.owner if member else None,
-            context_tokens=card.context_tokens if card else None,
-            is_memory_enough=True,
-            slots=status.slots if status else 0,
-            slots_free=status.slots_free if status else 0,
-            queued=status.queued if status else 0,
-            battery_percent=device.battery_percent,
-            is_charging=device.is_charging,
-            load_percent=device.load_percent,
-            tokens_per_ks=int(status.tokens_per_s * 1000) if status else 0,
-            prompt_tokens_per_ks=int(status.prompt_tokens_per_s * 1000) if status else 0,
-            balance_micro=ledger.balance_micro(buyer),
-            held_micro=ledger.held_micro(buyer),
-            credit_line_micro=member.credit_line_micro if member else 0,
-            unsettled_micro=self._exposure.micro(buyer),
-        )
 
     # --- one job stream -----------------------------------------------------------------------------------------
     async def _serve(self, stream: Stream) -> None:
@@ -206,23 +121,16 @@ class Seller:
             found = self._logbook.ledger.award(work.message.award)
             if found is None or found.sender != stream.peer_id or found.message.seller != self._logbook.me:
                 raise NotAuthorised(f"peer {stream.peer_id} names an award that is not its own with us")
-            if refusal := self._lease_closed(stream.peer_id):
+            if refusal := self._offer.closed_to_lease(stream.peer_id):
                 await stream.send(encode(FailedFrame(reason="lease", detail=refusal)))
                 return
             await self._work(stream, found, work.message, is_new=False)
-
-    def _lease_closed(self, buyer: PeerId) -> str:
-        """Why a lease, which no quote stands before, serves nothing now; the next auction will tell its buyer the same."""
-        if closed := self._closed():
-            return closed[1]
-        owed, most = self._exposure.micro(buyer), self._terms.exposure_micro_max
-        return f"{owed} not countersigned, at most {most} allowed" if owed > most else ""
 
     async def _negotiate(
         self, stream: Stream, request: Sealed[Request]
     ) -> tuple[Sealed[Award], Sealed[Work]] | None:
         self._void_ended()
-        answer = self.quote(request)
+        answer = self._offer.quote(request)
         buyer = stream.peer_id
         job = request.message.job_id.hex()
         if isinstance(answer, Decline):
@@ -272,7 +180,7 @@ class Seller:
 
         None: it may be accepted, and its credit is set aside until that is written.
         """
-        again = self.quote(request)
+        again = self._offer.quote(request)
         if isinstance(again, Decline) and again.reason != "price":  # the price is agreed, whatever it is now
             return again
         if self._logbook.ledger.accept(award.id) is not None:
