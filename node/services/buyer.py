@@ -59,7 +59,6 @@ PRICE_SHOWN_S = (
     0.25  # a stream's end waits this long for the receipt, so that whoever has read it sees the price
 )
 EVENTS_WAITING_MAX = 256  # a client slower than its seller fills this, and then slows the seller down
-ACCEPT_TIMEOUT_S = 2.0
 
 
 class Buyer:

@@ -1,7 +1,7 @@
-"""Purchasing: find who does a job, and buy it: the session's lease if there is one, else an auction and an award.
+"""Purchasing: buy one attempt at a job: by the session's lease if there is one, else by an auction and an award.
 
-It knows who may be asked (privacy classes), what may be spent (credit, budget, reserve), how sellers kept their word,
-and which holds are still needed. The award is durable before it is sent; the credit it needs is set aside before it is
+Whom it may ask, and what it may spend, `eligibility.py` says; what is noted here is how sellers kept their word, and
+which holds are still needed. The award is durable before it is sent; the credit it needs is set aside before it is
 written, so that two jobs at once cannot spend it twice.
 """
 
@@ -11,8 +11,7 @@ from random import Random
 import trio
 
 from marketplace.auction import NoSale
-from marketplace.budget import Budget, budget_left_micro, check_budget
-from marketplace.choosing import Candidate, best
+from marketplace.budget import Budget
 from marketplace.lease import Leases, Session
 from marketplace.pricing import Prices, estimated_tokens, lease_hold_micro, reserve_micro
 from marketplace.punctuality import Punctuality
@@ -25,6 +24,7 @@ from node.journal import Journal
 from node.logbook import Logbook
 from node.services.advertiser import Advertiser
 from node.services.auctioneer import Auctioneer, Sale
+from node.services.eligibility import Eligibility
 from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed, narrow
@@ -45,7 +45,6 @@ from protocol.messages import (
 from protocol.topics import JOB
 
 ACCEPT_TIMEOUT_S = 2.0
-PEERS_ASKED_FOR_SELLERS = 3
 WORK_OVERHEAD_BYTES = 8 * limits.KIB  # what a work message carries beside the chat and the received ids
 
 
@@ -81,16 +80,23 @@ class Purchasing:
         self._wire = wire
         self._clock = clock
         self._logbook = logbook
-        self._directory = directory
-        self._advertiser = advertiser
         self._leases = Leases()
         self._reputation = Reputation()
-        self._budget = budget
         self._price_most = price_most
         self._journal = journal
         self._rng = rng
         self._nursery = nursery
-        self._looked_at: dict[bytes, float] = {}  # when we last asked for sellers of a model
+        self._eligibility = Eligibility(
+            nursery,
+            mesh=mesh,
+            clock=clock,
+            logbook=logbook,
+            directory=directory,
+            advertiser=advertiser,
+            reputation=self._reputation,
+            budget=budget,
+            rng=rng,
+        )
         self._auctioneer = Auctioneer(mesh, wire, clock, Punctuality(), nursery)
 
     # --- buying -------------------------------------------------------------------------------------------------
@@ -106,12 +112,9 @@ class Purchasing:
         if leased is not None:
             return leased
         tokens = (_estimated_tokens(job), self._completion_cap(job))
-        sellers = self._sellers(job.digest, job.request.privacy, failed, tokens)
-        if len(sellers) < limits.SELLERS_ASKED_MAX:
-            await self._look_for_sellers(job.digest, is_urgent=not sellers)
-            sellers = self._sellers(job.digest, job.request.privacy, failed, tokens)
+        sellers = await self._eligibility.find_sellers(job.digest, job.request.privacy, failed, tokens)
         if not sellers:
-            raise Unsold(self._why_nobody(job, failed), declines_of(job))
+            raise Unsold(self._eligibility.why_nobody(job, failed), declines_of(job))
         request = self._request(
             job.job_id, attempt.number, job.digest, tokens, job.request.privacy, job.request.session
         )
@@ -145,7 +148,7 @@ class Purchasing:
     async def quote(self, digest: bytes, tokens: tuple[int, int]) -> Attempt:
         """Ask sellers what a job would cost, and award nothing; `tokens` are those of the prompt and the cap."""
         attempt = Attempt(1)
-        sellers = self._sellers(digest, "mesh", frozenset(), tokens)
+        sellers = self._eligibility.sellers(digest, "mesh", frozenset(), tokens)
         if sellers:
             request = self._request(self._rng.randbytes(16), 1, digest, tokens, "mesh", None)
             sale = await self._hold_auction(request, sellers, attempt)
@@ -180,7 +183,9 @@ class Purchasing:
         has_session = job.request.session is not None
         hold = sale.total_micro
         if has_session:
-            hold = lease_hold_micro(sale.total_micro, spendable_micro=self._affordable_micro(job))
+            hold = lease_hold_micro(
+                sale.total_micro, spendable_micro=self._eligibility.affordable_micro(job.job_id)
+            )
         self._check_budget(job, attempt, hold)
         held = self._hold(job, attempt, hold)
         attempt.seller = sale.seller
@@ -249,7 +254,7 @@ class Purchasing:
         if lease is None:
             return None
         seller, award = lease.seller, lease.award
-        if seller not in self._allowed(job.request.privacy) or seller in failed:
+        if seller not in self._eligibility.allowed(job.request.privacy) or seller in failed:
             self._leases.retire(award.id)
             return None
         attempt.seller, attempt.award, attempt.is_lease = seller, award, True
@@ -322,89 +327,13 @@ class Purchasing:
         request = job.request
         return Session(request.session, job.digest, request.privacy) if request.session else None
 
-    # --- who may be asked, and for how much -----------------------------------------------------------------------
-    def _allowed(self, privacy: Privacy) -> frozenset[PeerId]:
-        assembly, me = self._logbook.assembly, self._logbook.me
-        if privacy == "local":
-            return frozenset()
-        members = assembly.members()
-        return frozenset(
-            peer for peer in members if peer != me and (privacy == "mesh" or assembly.same_owner(me, peer))
-        )
-
-    def _sellers(
-        self, digest: bytes, privacy: Privacy, failed: frozenset[PeerId], tokens: tuple[int, int]
-    ) -> tuple[PeerId, ...]:
-        """The best K sellers of a model that may be asked; `tokens` are those of the prompt and the cap."""
-        allowed = self._allowed(privacy) - failed
-        candidates = []
-        for offer in self._directory.holders(digest, self._clock.now()):
-            seller, advert = offer.advert.sender, offer.advert.message
-            if seller in allowed:
-                total = Prices(advert.prompt_micro, advert.completion_micro).total_micro(*tokens)
-                score = self._reputation.of(seller).score
-                candidates.append(Candidate(seller, total, advert.slots_free, is_warm=False, score=score))
-        return best(candidates, self._rng)
-
-    async def _look_for_sellers(self, digest: bytes, *, is_urgent: bool) -> None:
-        """Ask a few peers whom they know, now and then; only wait for it when there is nobody to ask yet."""
-        now = self._clock.now()
-        self._looked_at = {
-            model: at for model, at in self._looked_at.items() if now - at < limits.ADVERT_INTERVAL_MIN_S
-        }
-        if digest in self._looked_at and not is_urgent:
-            return  # nobody has advertised anew since: asking at every chat was half of all that we signed
-        self._looked_at[digest] = now
-        members = self._logbook.assembly.members()
-        peers = sorted(peer for peer in self._mesh.connected if peer in members)
-        asked = self._rng.sample(peers, min(PEERS_ASKED_FOR_SELLERS, len(peers)))
-        if not is_urgent:
-            for peer in asked:
-                self._nursery.start_soon(self._advertiser.ask, peer, digest)
-            return
-        with trio.move_on_after(limits.BID_WINDOW_MAX_S):
-            async with trio.open_nursery() as nursery:
-                for peer in asked:
-                    nursery.start_soon(self._advertiser.ask, peer, digest)
-
-    def _why_nobody(self, job: Job, failed: frozenset[PeerId]) -> str:
-        others = len(self._directory.holders(job.digest, self._clock.now()))
-        if failed:
-            return f"{len(failed)} seller(s) of {job.name} failed and no other is left"
-        if others and job.request.privacy == "owner":
-            return (
-                f"no device of yours sells {job.name}; {others} of other owners do: "
-                "ask with privacy 'mesh' if they may read the prompt"
-            )
-        return f"nobody who sells {job.name} can be reached"
-
+    # --- what it may cost, and what is sent ---------------------------------------------------------------------
     def _completion_cap(self, job: Job) -> int:
-        """Completion tokens still wanted, within the largest context that is on offer."""
-        wanted = job.request.tokens_max - job.tokens
-        contexts = [
-            model.context_tokens
-            for offer in self._directory.holders(job.digest, self._clock.now())
-            for model in offer.advert.message.models
-            if model.digest == job.digest
-        ]
-        room = max(contexts, default=0) - _estimated_tokens(job)
-        return max(1, min(wanted, room) if room > 0 else wanted)
-
-    def _spendable_micro(self) -> int:
-        line = self._logbook.assembly.member(self._logbook.me).credit_line_micro
-        return self._logbook.ledger.spendable_micro(self._logbook.me, line)
-
-    def _affordable_micro(self, job: Job) -> int:
-        """What may be held for a job by the account, the credit line and the owner's budget."""
-        me, ledger = self._logbook.me, self._logbook.ledger
-        left = budget_left_micro(
-            self._budget,
-            job_spent_micro=ledger.job_spent_micro(me, job.job_id),
-            day_spent_micro=ledger.day_spent_micro(me, self._clock.utc_ms()),
-            held_micro=ledger.held_micro(me),
+        return self._eligibility.completion_cap(
+            job.digest,
+            prompt_tokens=_estimated_tokens(job),
+            wanted_tokens=job.request.tokens_max - job.tokens,
         )
-        spendable = self._spendable_micro()
-        return spendable if left is None else min(spendable, left)
 
     def _hold(self, job: Job, attempt: Attempt, hold_micro: int) -> bytes:
         """Set the credit aside while the award is being written: two jobs at once must not spend it twice.
@@ -427,17 +356,9 @@ class Purchasing:
         Raises:
             Unsold: the hold would break one, with the reason `budget`.
         """
-        ledger, me = self._logbook.ledger, self._logbook.me
-        over = check_budget(
-            self._budget,
-            wanted_micro=hold_micro,
-            job_spent_micro=ledger.job_spent_micro(me, job.job_id),
-            day_spent_micro=ledger.day_spent_micro(me, self._clock.utc_ms()),
-            held_micro=ledger.held_micro(me),
-        )
-        if over is not None:
-            detail = f"{over.wanted_micro} micro-credits wanted, {over.left_micro} left of the {over.limit}'s budget"
-            attempt.answers.append(Answer(me, attempt.auction_s, reason="budget", detail=detail))
+        if detail := self._eligibility.over_budget(job.job_id, hold_micro):
+            answer = Answer(self._logbook.me, attempt.auction_s, reason="budget", detail=detail)
+            attempt.answers.append(answer)
             raise Unsold(f"over this device's budget: {detail}", declines_of(job))
 
     def _request(
@@ -460,7 +381,7 @@ class Purchasing:
                 self._price_most,
                 prompt_tokens=prompt_tokens,
                 completion_tokens_max=completion_tokens,
-                spendable_micro=self._spendable_micro(),
+                spendable_micro=self._eligibility.spendable_micro(),
             ),
             privacy=privacy,
             session=session or NO_HASH,

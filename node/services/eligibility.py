@@ -1,0 +1,167 @@
+"""Eligibility: which sellers a job may be offered to, and how much may be spent on it.
+
+The privacy class says who may read the prompt; adverts say who holds the model; what went well before says who is
+likely to. The credit line, and the limits that the owner set, say up to what. Here no price is asked for and no credit
+held: that is `purchasing.py`.
+"""
+
+from random import Random
+
+import trio
+
+from marketplace.budget import Budget, budget_left_micro, check_budget
+from marketplace.choosing import Candidate, best
+from marketplace.pricing import Prices
+from marketplace.reputation import Reputation
+from node.clock import Clock
+from node.directory import Directory
+from node.jobs import Job
+from node.logbook import Logbook
+from node.services.advertiser import Advertiser
+from protocol import limits
+from protocol.identity import PeerId
+from protocol.mesh import Mesh
+from protocol.messages import Privacy
+
+PEERS_ASKED_FOR_SELLERS = 3
+
+
+class Eligibility:
+    """Knows whom this device may ask and what it may spend; the buyer's nursery runs its searches for sellers."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        *,
+        mesh: Mesh,
+        clock: Clock,
+        logbook: Logbook,
+        directory: Directory,
+        advertiser: Advertiser,
+        reputation: Reputation,
+        budget: Budget,
+        rng: Random,
+    ) -> None:
+        self._nursery = nursery
+        self._mesh = mesh
+        self._clock = clock
+        self._logbook = logbook
+        self._directory = directory
+        self._advertiser = advertiser
+        self._reputation = reputation
+        self._budget = budget
+        self._rng = rng
+        self._looked_at: dict[bytes, float] = {}  # when we last asked for sellers of a model
+
+    # --- whom ---------------------------------------------------------------------------------------------------
+    def allowed(self, privacy: Privacy) -> frozenset[PeerId]:
+        """The members that may read a prompt of this privacy class, whatever they sell."""
+        assembly, me = self._logbook.assembly, self._logbook.me
+        if privacy == "local":
+            return frozenset()
+        members = assembly.members()
+        return frozenset(
+            peer for peer in members if peer != me and (privacy == "mesh" or assembly.same_owner(me, peer))
+        )
+
+    def sellers(
+        self, digest: bytes, privacy: Privacy, failed: frozenset[PeerId], tokens: tuple[int, int]
+    ) -> tuple[PeerId, ...]:
+        """The best K sellers of a model that may be asked; `tokens` are those of the prompt and the cap."""
+        allowed = self.allowed(privacy) - failed
+        candidates = []
+        for offer in self._directory.holders(digest, self._clock.now()):
+            seller, advert = offer.advert.sender, offer.advert.message
+            if seller in allowed:
+                total = Prices(advert.prompt_micro, advert.completion_micro).total_micro(*tokens)
+                score = self._reputation.of(seller).score
+                candidates.append(Candidate(seller, total, advert.slots_free, is_warm=False, score=score))
+        return best(candidates, self._rng)
+
+    async def find_sellers(
+        self, digest: bytes, privacy: Privacy, failed: frozenset[PeerId], tokens: tuple[int, int]
+    ) -> tuple[PeerId, ...]:
+        """The same, after asking around when fewer are known than could be asked."""
+        sellers = self.sellers(digest, privacy, failed, tokens)
+        if len(sellers) < limits.SELLERS_ASKED_MAX:
+            await self._look_for_sellers(digest, is_urgent=not sellers)
+            sellers = self.sellers(digest, privacy, failed, tokens)
+        return sellers
+
+    def why_nobody(self, job: Job, failed: frozenset[PeerId]) -> str:
+        """What a client is told when no seller may be asked, and what would help."""
+        others = len(self._directory.holders(job.digest, self._clock.now()))
+        if failed:
+            return f"{len(failed)} seller(s) of {job.name} failed and no other is left"
+        if others and job.request.privacy == "owner":
+            return (
+                f"no device of yours sells {job.name}; {others} of other owners do: "
+                "ask with privacy 'mesh' if they may read the prompt"
+            )
+        return f"nobody who sells {job.name} can be reached"
+
+    async def _look_for_sellers(self, digest: bytes, *, is_urgent: bool) -> None:
+        """Ask a few peers whom they know, now and then; only wait for it when there is nobody to ask yet."""
+        now = self._clock.now()
+        self._looked_at = {
+            model: at for model, at in self._looked_at.items() if now - at < limits.ADVERT_INTERVAL_MIN_S
+        }
+        if digest in self._looked_at and not is_urgent:
+            return  # nobody has advertised anew since: asking at every chat was half of all that we signed
+        self._looked_at[digest] = now
+        members = self._logbook.assembly.members()
+        peers = sorted(peer for peer in self._mesh.connected if peer in members)
+        asked = self._rng.sample(peers, min(PEERS_ASKED_FOR_SELLERS, len(peers)))
+        if not is_urgent:
+            for peer in asked:
+                self._nursery.start_soon(self._advertiser.ask, peer, digest)
+            return
+        with trio.move_on_after(limits.BID_WINDOW_MAX_S):
+            async with trio.open_nursery() as nursery:
+                for peer in asked:
+                    nursery.start_soon(self._advertiser.ask, peer, digest)
+
+    # --- up to what ---------------------------------------------------------------------------------------------
+    def completion_cap(self, digest: bytes, *, prompt_tokens: int, wanted_tokens: int) -> int:
+        """Completion tokens still wanted, within the largest context that is on offer."""
+        contexts = [
+            model.context_tokens
+            for offer in self._directory.holders(digest, self._clock.now())
+            for model in offer.advert.message.models
+            if model.digest == digest
+        ]
+        room = max(contexts, default=0) - prompt_tokens
+        return max(1, min(wanted_tokens, room) if room > 0 else wanted_tokens)
+
+    def spendable_micro(self) -> int:
+        """What the account and the credit line leave."""
+        line = self._logbook.assembly.member(self._logbook.me).credit_line_micro
+        return self._logbook.ledger.spendable_micro(self._logbook.me, line)
+
+    def affordable_micro(self, job_id: bytes) -> int:
+        """What may be held for a job by the account, the credit line and the owner's budget."""
+        me, ledger = self._logbook.me, self._logbook.ledger
+        left = budget_left_micro(
+            self._budget,
+            job_spent_micro=ledger.job_spent_micro(me, job_id),
+            day_spent_micro=ledger.day_spent_micro(me, self._clock.utc_ms()),
+            held_micro=ledger.held_micro(me),
+        )
+        spendable = self.spendable_micro()
+        return spendable if left is None else min(spendable, left)
+
+    def over_budget(self, job_id: bytes, hold_micro: int) -> str:
+        """Which of the owner's own limits a hold for a job would break; empty: none."""
+        ledger, me = self._logbook.ledger, self._logbook.me
+        over = check_budget(
+            self._budget,
+            wanted_micro=hold_micro,
+            job_spent_micro=ledger.job_spent_micro(me, job_id),
+            day_spent_micro=ledger.day_spent_micro(me, self._clock.utc_ms()),
+            held_micro=ledger.held_micro(me),
+        )
+        if over is None:
+            return ""
+        return (
+            f"{over.wanted_micro} micro-credits wanted, {over.left_micro} left of the {over.limit}'s budget"
+        )
