@@ -66,6 +66,8 @@ class Journal:
         stderr: where readable lines go, or None.
         wall_clock: seconds since 1970; the simulator passes its own.
         monotonic: seconds; likewise.
+        ring_events: how many are kept in memory.
+        on_event: told of each, at once; a world's trace.
 
     Raises:
         StartError: the file cannot be opened.
@@ -79,6 +81,7 @@ class Journal:
         wall_clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         ring_events: int = RING_EVENTS,
+        on_event: Callable[[Event], None] | None = None,
     ) -> None:
         try:
             self._file = None if path is None else JournalFile(path)
@@ -89,6 +92,7 @@ class Journal:
         self._stderr = stderr
         self._wall_clock = wall_clock
         self._monotonic = monotonic
+        self._on_event = on_event
         self._ring: deque[Event] = deque(maxlen=ring_events)
         self._subscriptions: dict[Subscription, None] = {}  # in the order they came, which a seed reproduces
         self._count = 0
@@ -124,6 +128,8 @@ class Journal:
         self._ring.append(event)
         for subscription in self._subscriptions:
             subscription.offer(event)
+        if self._on_event is not None:
+            self._on_event(event)
         if self._stderr is not None:
             try:
                 print(event.to_text(), file=self._stderr, flush=True)

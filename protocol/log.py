@@ -41,6 +41,10 @@ class AuthorLog:
             return None
         return Head(author=self.author, log=self.name, index=self.next_index - 1, entry=self.entries[-1].id)
 
+    def fork(self) -> "AuthorLog":
+        """Return the same log, to grow on its own."""
+        return AuthorLog(self.author, self.name, list(self.entries))
+
     def append(self, entry: Sealed[Entry]) -> bool:
         """Take the next entry in; return False when it is already there.
 

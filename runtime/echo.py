@@ -7,6 +7,7 @@ ids goes on exactly. It is not clever.
 
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Mapping
+from itertools import islice
 
 import trio
 
@@ -46,6 +47,7 @@ class EchoEngine:
         slots: requests at a time.
         queue_max: requests that may wait.
         repetitions: of the user's words, after which it stops by itself; None goes on to `tokens_max`.
+        tokens_per_frame: how many it says at a time; a large world has no patience for one by one.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class EchoEngine:
         slots: int = 1,
         queue_max: int = QUEUE_MAX,
         repetitions: int | None = 1,
+        tokens_per_frame: int = 1,
     ) -> None:
         self._cards = {card.digest: card for card in cards or (echo_card(),)}
         self._seconds_per_token = seconds_per_token
@@ -64,6 +67,7 @@ class EchoEngine:
         self._slots = slots
         self._queue_max = queue_max
         self._repetitions = repetitions
+        self._tokens_per_frame = tokens_per_frame
         self._running = 0
         self._waiting: deque[trio.Event] = deque()
 
@@ -120,15 +124,15 @@ class EchoEngine:
             completion = len(request.received)
             rest = self._answer(request.messages, skip=completion)
             while text.state is State.OPEN and completion < tokens_max:
-                token = next(rest, None)
-                if token is None:
+                ids = tuple(islice(rest, min(self._tokens_per_frame, tokens_max - completion)))
+                if not ids:
                     break
-                for wait_s in _intervals(self._seconds_per_token):
+                for wait_s in _intervals(self._seconds_per_token * len(ids)):
                     await trio.sleep(wait_s)
                     if wait_s == PROGRESS_INTERVAL_S:
                         yield Progress(Phase.DECODE, completion, tokens_max)
-                completion += 1
-                yield Tokens((token,), text.feed(token_bytes(token)))
+                completion += len(ids)
+                yield Tokens(ids, text.feed(b"".join(map(token_bytes, ids))))
             is_cut = text.state is State.OPEN and completion >= tokens_max
             yield Finished(
                 reason=FinishReason.LENGTH if is_cut else FinishReason.STOP,

@@ -11,7 +11,9 @@ Evidence bars a key and *closes* its assembly log: what stands at or behind the 
 contradiction, does nothing any more, for every member alike. Only evidence still counts there, since it proves itself.
 """
 
-from collections.abc import Sequence
+import copy
+from collections import ChainMap
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 
 from marketplace.assembly.charter import check_founding, open_entry
@@ -73,10 +75,10 @@ class Assembly:
             peer_id_of(PublicKey(entry.key)): entry for entry in charter.message.roll
         }
         self._logs: dict[PeerId, AuthorLog] = {}
-        self._ever_admitted: set[PeerId] = set()
+        self._ever_admitted: MutableMapping[PeerId, None] = {}
         self._convicted: set[PeerId] = set()
         self._closings: dict[PeerId, _Closing] = {}
-        self._admissions: dict[PeerId, tuple[_Age, Sealed[Entry], Member]] = {}
+        self._admissions: MutableMapping[PeerId, tuple[_Age, Sealed[Entry], Member]] = {}
         self._cards: dict[str, tuple[_Age, bytes]] = {}
         self._revoked: set[PeerId] = set()
 
@@ -93,6 +95,16 @@ class Assembly:
         first.append(charter)
         assembly._logs[charter.sender] = first
         return assembly
+
+    def fork(self) -> "Assembly":
+        """Return an assembly in the same state that goes its own way; what many forks have in common is kept once."""
+        fork = copy.copy(self)
+        fork._logs = {author: log.fork() for author, log in self._logs.items()}
+        fork._ever_admitted = ChainMap({}, self._ever_admitted)
+        fork._admissions = ChainMap({}, self._admissions)
+        fork._convicted, fork._revoked = set(self._convicted), set(self._revoked)
+        fork._closings, fork._cards = dict(self._closings), dict(self._cards)
+        return fork
 
     # --- taking entries -----------------------------------------------------------------------------------------
     def check(self, entry: Sealed[Entry]) -> None:
@@ -180,7 +192,7 @@ class Assembly:
             self._fold_again()
 
     def _fold_again(self) -> None:
-        self._admissions.clear()
+        self._admissions = {}
         self._cards.clear()
         self._revoked.clear()
         for log in self._logs.values():
@@ -190,7 +202,7 @@ class Assembly:
     def _fold(self, entry: Sealed[Entry]) -> None:
         message, author = entry.message, entry.sender
         if isinstance(message, Admitted):
-            self._ever_admitted.add(PeerId(message.peer))
+            self._ever_admitted[PeerId(message.peer)] = None
         closing = self._closings.get(author)
         if closing and (message.index >= closing.index or entry.time_ms > closing.at_ms):
             return

@@ -12,9 +12,8 @@ from protocol.topics import StreamProtocol
 WINDOW_BYTES = 512 * 1024  # on the way and unread; then the sender waits
 UNWANTED_BYTES = 64 * 1024  # sent to a handler that has returned; then the sender is told
 
-Deliver = Callable[
-    [Callable[[], None]], None
-]  # make something happen at the other end, when it has travelled there
+# make something happen at the other end, when it and so many bytes have travelled there
+Deliver = Callable[[Callable[[], None], int], None]
 
 
 class MemoryStream:
@@ -54,7 +53,7 @@ class MemoryStream:
         if self._is_broken:
             raise StreamBroken(f"stream of {self._peer_id} broke while sending")
         self.twin.pending_bytes += len(frame)
-        self._deliver(lambda: self.twin.arrive(frame))
+        self._deliver(lambda: self.twin.arrive(frame), len(frame))
 
     async def receive(self) -> bytes:
         """See `protocol.mesh.Stream`."""
@@ -82,14 +81,14 @@ class MemoryStream:
         await trio.lowlevel.checkpoint()
         if not self._has_ended and not self._is_broken:
             self._has_ended = True
-            self._deliver(lambda: self.twin.arrive(None))
+            self._deliver(lambda: self.twin.arrive(None), 0)
 
     def abort(self) -> None:
         """See `protocol.mesh.Stream`."""
         self._inbox.clear()
         if not self._is_broken:
             self.break_off()
-            self._deliver(self.twin.reset_by_peer)
+            self._deliver(self.twin.reset_by_peer, 0)
 
     # What the network calls.
 
@@ -114,7 +113,7 @@ class MemoryStream:
         self._unwanted_bytes += len(frame or b"")
         if self._unwanted_bytes > UNWANTED_BYTES and not self._is_broken:
             self.break_off()
-            self._deliver(self.twin.reset_by_peer)
+            self._deliver(self.twin.reset_by_peer, 0)
 
     def reset_by_peer(self) -> None:
         """The other end gave the stream up: what it had said before counts only if it had come to its end."""

@@ -1,11 +1,13 @@
 """A network in memory: every fault a real one has, in the order that one random generator decides.
 
-Nodes join it and get a `MemoryMesh` each. Links have a latency, drawn once; gossip may be lost; links can be cut, also
-in one direction only, and healed. What travels on a cut link is held back, as TCP would, until the link heals or the
-peers notice the silence and drop the connection. Time is trio's, so a test with an autojump clock waits for nothing.
+Nodes join it and get a `MemoryMesh` each. A link has a latency, drawn once, and what may befall it (`link.py`). Links can
+be cut, also in one direction only, and healed. What travels on a cut link is held back, as TCP would, until the link
+heals or the peers notice the silence and drop the connection. Time is trio's, so a test with an autojump clock waits for
+nothing.
 """
 
 import heapq
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import count
@@ -15,8 +17,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from node.guard import Journal
+from node.simulation.link import Link, Uplink
 from node.simulation.memory_mesh import MemoryMesh
 from node.simulation.memory_stream import MemoryStream
+from node.simulation.observations import Traffic
 from protocol.errors import Unreachable
 from protocol.identity import PeerId
 from protocol.mesh import PeerConnected, PeerLost
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
 
 SILENCE_S = 6.0  # as the host: a heartbeat a second and five seconds of patience
 DIAL_TIMEOUT_S = 10.0
+STREAMS_SWEPT = 8  # streams on a connection before those that are over are first looked for
+FRAME_OVERHEAD_BYTES = 34  # length prefix 4, yamux header 12, Noise length and tag 18
+IP_PACKET_OVERHEAD_BYTES = 52  # TCP and IPv4 headers with timestamps, once a frame: most frames fit a packet
 
 
 class Connection:
@@ -35,26 +42,52 @@ class Connection:
         self.dialler = dialler
         self.answerer = answerer
         self.is_alive = True
-        self.streams: list[MemoryStream] = []
+        self._streams: list[MemoryStream] = []
+        self._sweep_at = STREAMS_SWEPT
         self._network = network
         self._last_arrival = {dialler: 0.0, answerer: 0.0}
-        self._held: dict[PeerId, list[Callable[[], None]]] = {dialler: [], answerer: []}
+        self._held: dict[PeerId, list[tuple[Callable[[], None], int]]] = {dialler: [], answerer: []}
 
     def other(self, peer_id: PeerId) -> PeerId:
         """The peer at the other end."""
         return self.answerer if peer_id == self.dialler else self.dialler
 
-    def deliver(self, receiver: PeerId, work: Callable[[], None]) -> None:
+    def deliver(self, receiver: PeerId, work: Callable[[], None], size_bytes: int = 0) -> None:
         """Do `work` at the receiver once it has travelled there, in order."""
         if not self.is_alive:
             return
-        if self._network.is_cut(self.other(receiver), receiver):
-            self._held[receiver].append(work)
+        sender = self.other(receiver)
+        if self._network.is_cut(sender, receiver):
+            self._held[receiver].append((work, size_bytes))
             return
-        now = trio.current_time()
-        at = max(now + self._network.latency_s(self.other(receiver), receiver), self._last_arrival[receiver])
+        at = max(self._network.arrival(sender, receiver, size_bytes), self._last_arrival[receiver])
         self._last_arrival[receiver] = at
-        self._network.later(at - now, partial(self._arrive, work))
+        self._network.at(at, partial(self._arrive, work))
+
+    def deliver_loosely(self, receiver: PeerId, work: Callable[[], None], size_bytes: int) -> None:
+        """Do `work` at the receiver: perhaps never, twice, or after what was sent later. For gossip."""
+        sender = self.other(receiver)
+        network = self._network
+        if not self.is_alive or network.is_cut(sender, receiver):
+            return
+        link = network.link(sender, receiver)
+        if link.loses(network.rng) or network.rng.random() < network.gossip_loss:
+            return
+        for _ in range(1 + link.duplicates(network.rng)):
+            delay_s = link.reordering_s(network.rng)
+            network.at(network.arrival(sender, receiver, size_bytes) + delay_s, partial(self._arrive, work))
+
+    @property
+    def open_streams(self) -> list[MemoryStream]:
+        """The ends of streams on which something may still be said."""
+        return [each for each in self._streams if not each.is_over]
+
+    def carry(self, *ends: MemoryStream) -> None:
+        """Take a new stream along: it breaks with the connection."""
+        self._streams += ends
+        if len(self._streams) >= self._sweep_at:
+            self._streams = self.open_streams
+            self._sweep_at = max(STREAMS_SWEPT, 2 * len(self._streams))
 
     def _arrive(self, work: Callable[[], None]) -> None:
         if self.is_alive:
@@ -63,50 +96,72 @@ class Connection:
     def release(self, receiver: PeerId) -> None:
         """The link to the receiver is whole again."""
         held, self._held[receiver] = self._held[receiver], []
-        for work in held:
-            self.deliver(receiver, work)
+        for work, size_bytes in held:
+            self.deliver(receiver, work, size_bytes)
 
     def drop(self) -> None:
         """The connection is gone for both, with everything on it."""
         if self.is_alive:
             self.is_alive = False
-            for stream in self.streams:
+            for stream in self._streams:
                 stream.break_off()
+            self._streams.clear()
             self._network.forget(self)
 
 
 class Network:
-    """The links between all nodes of a world."""
+    """The links between all nodes of a world.
+
+    Args:
+        rng: draws whatever happens by chance on the way.
+        latency_s: each link's one-way latency is drawn from here when it is first used.
+        gossip_loss: of gossip messages, on every link, whatever its weather.
+        tick_s: arrivals are put off to multiples of this, so that a large world wakes less often; 0 is exact.
+    """
 
     def __init__(
-        self, rng: Random, *, latency_s: tuple[float, float] = (0.001, 0.03), gossip_loss: float = 0.0
+        self,
+        rng: Random,
+        *,
+        latency_s: tuple[float, float] = (0.001, 0.03),
+        gossip_loss: float = 0.0,
+        tick_s: float = 0.0,
     ) -> None:
-        """Make an empty network; each link's one-way latency is drawn from `latency_s` when it is first used."""
-        self.gossip_loss = gossip_loss
         self.rng = rng
+        self.gossip_loss = gossip_loss
         self.meshes: dict[PeerId, MemoryMesh] = {}
+        self.weather = Link()  # what befalls links that nothing else was said about
+        self.traffic: dict[PeerId, Traffic] = {}
+        self._uplinks: dict[PeerId, Uplink] = {}
         self._latency_range = latency_s
+        self._tick_s = tick_s
         self._latencies: dict[tuple[PeerId, PeerId], float] = {}
-        self._connections: dict[tuple[PeerId, PeerId], Connection] = {}
+        self._links: dict[tuple[PeerId, PeerId], Link] = {}
+        self._neighbours: dict[PeerId, dict[PeerId, Connection]] = {}
         self._cut: dict[tuple[PeerId, PeerId], float] = {}  # link -> since when
         self._due: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = count()
+        self._wakes_at = math.inf
         self._sooner = trio.Event()
 
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Make things arrive when they are due, until cancelled."""
         task_status.started()
+        due = self._due
         while True:
             self._sooner = trio.Event()
-            with trio.move_on_at(self._due[0][0] if self._due else float("inf")):
+            self._wakes_at = due[0][0] if due else math.inf
+            with trio.move_on_at(self._wakes_at):
                 await self._sooner.wait()
-            while self._due and self._due[0][0] <= trio.current_time():
-                heapq.heappop(self._due)[2]()
+            now = trio.current_time()
+            while due and due[0][0] <= now:
+                heapq.heappop(due)[2]()
 
     def join(self, peer_id: PeerId, journal: Journal) -> "MemoryMesh":
         """Return the mesh of a node that has just started; the one it had before is dead."""
         self.kill(peer_id)
         self.meshes[peer_id] = MemoryMesh(self, peer_id, journal)
+        self.traffic.setdefault(peer_id, Traffic())
         return self.meshes[peer_id]
 
     # Faults.
@@ -150,31 +205,76 @@ class Network:
         """Set the one-way latency of a link."""
         self._latencies[sender, receiver] = seconds
 
+    def set_link(self, sender: PeerId, receiver: PeerId, link: Link) -> None:
+        """Say what befalls one direction of a link."""
+        self._links[sender, receiver] = link
+
+    def set_uplink(self, peer_id: PeerId, uplink: Uplink) -> None:
+        """Say how a node hangs on the net: its own latency and bandwidth are added to each of its links."""
+        self._uplinks[peer_id] = uplink
+
+    def clog(self, peer_id: PeerId, seconds: float) -> None:
+        """Nothing that a node sends leaves it for a while; then it all does."""
+        self.uplink(peer_id).clog(trio.current_time() + seconds)
+
     # What meshes and connections ask.
+
+    def uplink(self, peer_id: PeerId) -> Uplink:
+        """How a node hangs on the net."""
+        return self._uplinks.setdefault(peer_id, Uplink())
+
+    def link(self, sender: PeerId, receiver: PeerId) -> Link:
+        """What befalls one direction of a link."""
+        return self._links.get((sender, receiver), self.weather)
 
     def latency_s(self, sender: PeerId, receiver: PeerId) -> float:
         """The one-way latency of a link."""
-        if (sender, receiver) not in self._latencies:
-            self._latencies[sender, receiver] = self.rng.uniform(*self._latency_range)
-        return self._latencies[sender, receiver]
+        drawn = self._latencies.get((sender, receiver))
+        if drawn is None:
+            drawn = self._latencies[sender, receiver] = self.rng.uniform(*self._latency_range)
+        if self._uplinks:
+            drawn += self.uplink(sender).latency_s + self.uplink(receiver).latency_s
+        return drawn
+
+    def arrival(self, sender: PeerId, receiver: PeerId, size_bytes: int) -> float:
+        """When something that is sent now arrives; what is on the sender's uplink before it goes first."""
+        traffic = self.traffic[sender]
+        traffic.messages += 1
+        size_bytes += FRAME_OVERHEAD_BYTES + IP_PACKET_OVERHEAD_BYTES
+        traffic.bytes += size_bytes
+        at = trio.current_time()
+        if self._uplinks:
+            at = self.uplink(sender).departure(at, size_bytes)
+        at += self.latency_s(sender, receiver)
+        link = self.link(sender, receiver)
+        if link.is_rough:
+            at += link.delay_s(self.rng)
+        if self._tick_s:
+            at = math.ceil(at / self._tick_s) * self._tick_s
+        return at
 
     def is_cut(self, sender: PeerId, receiver: PeerId) -> bool:
         """Whether nothing travels in this direction."""
         return (sender, receiver) in self._cut
 
     def later(self, delay_s: float, work: Callable[[], object]) -> None:
-        """Do something after a delay; what is due at the same time happens in the order it was asked for."""
-        heapq.heappush(self._due, (trio.current_time() + delay_s, next(self._numbers), work))
-        self._sooner.set()
+        """Do something after a delay."""
+        self.at(trio.current_time() + delay_s, work)
+
+    def at(self, time_s: float, work: Callable[[], object]) -> None:
+        """Do something at a time; what is due at the same time happens in the order it was asked for."""
+        heapq.heappush(self._due, (time_s, next(self._numbers), work))
+        if time_s < self._wakes_at:
+            self._wakes_at = time_s
+            self._sooner.set()
 
     def connection(self, one: PeerId, other: PeerId) -> Connection | None:
         """The live connection of two peers."""
-        return self._connections.get(_pair(one, other))
+        return self._neighbours.get(one, {}).get(other)
 
     def connected(self, peer_id: PeerId) -> list[PeerId]:
         """The peers with a live connection to this one, the oldest first."""
-        mine = [each for each in self._connections.values() if peer_id in (each.dialler, each.answerer)]
-        return [each.other(peer_id) for each in mine]
+        return list(self._neighbours.get(peer_id, ()))
 
     async def connect(self, dialler: PeerId, answerer: PeerId) -> Connection:
         """Return the connection of two peers, making it if need be; raises `Unreachable`."""
@@ -190,7 +290,9 @@ class Network:
         existing = self.connection(dialler, answerer)
         if existing is not None:
             return existing
-        connection = self._connections[_pair(dialler, answerer)] = Connection(self, dialler, answerer)
+        connection = Connection(self, dialler, answerer)
+        self._neighbours.setdefault(dialler, {})[answerer] = connection
+        self._neighbours.setdefault(answerer, {})[dialler] = connection
         self.meshes[dialler].events.add(PeerConnected(answerer, we_dialled=True))
         self.meshes[answerer].events.add(PeerConnected(dialler, we_dialled=False))
         return connection
@@ -207,7 +309,8 @@ class Network:
 
     def forget(self, connection: Connection) -> None:
         """A connection was dropped; tell both ends."""
-        del self._connections[_pair(connection.dialler, connection.answerer)]
+        del self._neighbours[connection.dialler][connection.answerer]
+        del self._neighbours[connection.answerer][connection.dialler]
         for peer_id in (connection.dialler, connection.answerer):
             if peer_id in self.meshes:
                 self.meshes[peer_id].events.add(PeerLost(connection.other(peer_id)))
@@ -220,7 +323,3 @@ class Network:
         for link in ((connection.dialler, connection.answerer), (connection.answerer, connection.dialler)):
             if link in self._cut and trio.current_time() >= self._cut[link] + SILENCE_S:
                 connection.drop()
-
-
-def _pair(one: PeerId, other: PeerId) -> tuple[PeerId, PeerId]:
-    return (one, other) if one < other else (other, one)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 
-@dataclass
+@dataclass(eq=False)
 class Outcome:
     """One chat, as the person who asked saw it. Times are virtual seconds from the world's beginning.
 

@@ -420,7 +420,7 @@ async def test_an_unsold_job_leaves_no_hold_and_no_stream_behind(world: World) -
 
     connection = world.network.connection(world.founder.peer_id, seller.peer_id)
     assert connection is not None
-    assert [stream for stream in connection.streams if not stream.is_over and stream._protocol is JOB] == []
+    assert [stream for stream in connection.open_streams if not stream.is_over and stream._protocol is JOB] == []
 
 
 async def test_quotes_ask_everybody_and_award_nothing(world: World) -> None:
