@@ -1,4 +1,4 @@
-"""A node: the services of one device, composed over four ports (mesh, store, engine, clock), and what its users see.
+"""A node: the services of one device, composed over four ports (mesh, store, engine, clock), and what its users do.
 
 Read it like a table of contents. The daemon (`node/daemon.py`) hands in the real backends; the simulator hands in its
 own and runs this same node.
@@ -16,7 +16,6 @@ import trio
 
 from marketplace.assembly import invitation
 from marketplace.assembly.assembly import Assembly, open_entry
-from marketplace.assembly.charter import explain
 from marketplace.bidding import SellerTerms
 from marketplace.budget import Budget
 from marketplace.exposure import Exposure
@@ -31,6 +30,7 @@ from node.jobs import JobBook, attempt_view
 from node.journal import Journal
 from node.logbook import ENTRY, MESH, Logbook
 from node.models import ModelNames
+from node.overview import Overview
 from node.services.advertiser import Advertiser
 from node.services.buyer import Buyer
 from node.services.meeting import Meeting
@@ -41,7 +41,7 @@ from node.services.seller import Seller
 from node.services.settlement import Settlement
 from node.services.sync import Sync
 from node.store import Record, Store
-from node.views import AttemptView, JobView, LedgerView, ModelView, PeerView, ReceiptView, StatusView
+from node.views import AttemptView, JobView, LedgerView, ModelView, PeerView, StatusView
 from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed
@@ -91,20 +91,33 @@ class Node:
         records: Sequence[Record],
         *,
         gateway: str = "",
+        assembly: Assembly | None = None,
     ) -> None:
+        """Fold what the store holds.
+
+        Args:
+            ports: what it stands on.
+            identity: this device's key.
+            config: what its owner has set.
+            records: everything that its store holds.
+            gateway: where clients reach it.
+            assembly: what the records begin with, already folded; a world folds it once for all its nodes.
+
+        Raises:
+            StartError: the records belong to no mesh.
+        """
         self._ports = ports
         self._config = config
         self.gateway = gateway
         self.stop_asked = trio.Event()
         self._left = trio.Event()
         clock, journal, rng = ports.clock, ports.journal, ports.rng
-        self._started_s = clock.now()
         mesh_id = _mesh_id(records)
         charter = _charter(records, mesh_id)
         boot = rng.getrandbits(62)
         self._members_time = MembersTime(clock)
         self.wire = Wire(identity, mesh_id, boot=boot, clock=clock, members_time=self._members_time)
-        assembly = Assembly.found(charter)
+        assembly = assembly or Assembly.found(charter)
         self.logbook = Logbook(
             self.wire,
             ports.store,
@@ -217,6 +230,20 @@ class Node:
             ),
             journal=journal,
             rng=rng,
+        )
+        self.overview = Overview(
+            version=VERSION,
+            mesh_id=mesh_id,
+            mesh=ports.mesh,
+            store=ports.store,
+            engine=ports.engine,
+            clock=clock,
+            device=ports.device,
+            logbook=self.logbook,
+            directory=self.directory,
+            meeting=self.meeting,
+            names=self.names,
+            owner=self._owner,
         )
 
     @property
@@ -364,80 +391,18 @@ class Node:
         self._left.set()
         return {"mesh_id": self.wire.mesh_id.hex(), "left": True}
 
-    # --- what its users see ---------------------------------------------------------------------------------------
+    # --- what its users see: `overview.py` --------------------------------------------------------------------------
     def charter(self) -> dict[str, Any]:
         """The charter in force, and what it means in practice."""
-        charter = self.logbook.assembly.charter
-        return {
-            **_hex(charter),
-            "mesh_id": self.wire.mesh_id.hex(),
-            "facts": msgspec.to_builtins(explain(charter)),
-        }
+        return self.overview.charter()
 
     def status(self) -> StatusView:
         """This daemon at a glance."""
-        me, assembly = self.logbook.me, self.logbook.assembly
-        engine = self._ports.engine
-        local = list(engine.models)
-        state = engine.status(local[0]) if local else None
-        warnings = [self.logbook.halted] if self.logbook.halted else []
-        if assembly.is_barred(me):
-            warnings.append("the mesh has barred this device: no member speaks with it any more")
-        if not self.logbook.is_confirmed:
-            warnings.append(
-                "no member has confirmed this device's log yet: it buys and sells nothing until one does"
-            )
-        if self._ports.store.is_full:
-            warnings.append("the disk is full: no new work is taken")
-        return StatusView(
-            peer_id=me,
-            mesh_id=self.wire.mesh_id.hex(),
-            mesh_name=assembly.charter.name,
-            owner=self._owner(),
-            version=VERSION,
-            roles=["buyer", *(["seller"] if local else []), *(["roll"] if me in assembly.roll else [])],
-            peers=len(self.meeting.greeted),
-            models=[view.id for view in self.names.views()],
-            addresses=list(self._ports.mesh.addresses),
-            gateway=self.gateway,
-            uptime_s=self._ports.clock.now() - self._started_s,
-            engine=msgspec.to_builtins(state) if state else {},
-            device=msgspec.to_builtins(self._ports.device()),
-            is_durable=self.logbook.is_confirmed,
-            warnings=warnings,
-        )
+        return self.overview.status(self.gateway)
 
     def peers(self) -> list[PeerView]:
         """Every member, and everybody connected."""
-        members = self.logbook.assembly.members()
-        known = dict.fromkeys((*members, *self._ports.mesh.connected))
-        return [self._peer(peer_id) for peer_id in known if peer_id != self.logbook.me]
-
-    def _peer(self, peer_id: PeerId) -> PeerView:
-        now, assembly = self._ports.clock.now(), self.logbook.assembly
-        offer = self.directory.offer(peer_id, now)
-        advert = offer.advert.message if offer else None
-        trip_s = self._ports.mesh.round_trip_s(peer_id)
-        is_member = assembly.is_member(peer_id)
-        return PeerView(
-            peer_id=peer_id,
-            owner=assembly.member(peer_id).owner if is_member else "",
-            is_connected=peer_id in self._ports.mesh.connected,
-            is_admitted=is_member,
-            is_revoked=assembly.is_barred(peer_id),
-            addresses=list(self.directory.addresses(peer_id)),
-            models=[model.digest.hex() for model in advert.models] if advert else [],
-            slots=advert.slots if advert else 0,
-            slots_free=advert.slots_free if advert else 0,
-            prompt_micro=advert.prompt_micro if advert else 0,
-            completion_micro=advert.completion_micro if advert else 0,
-            tokens_per_s=max((model.tokens_per_ks for model in advert.models), default=0) / 1000
-            if advert
-            else 0,
-            round_trip_ms=None if trip_s is None else trip_s * 1000,
-            device=msgspec.to_builtins(advert.device) if advert else {},
-            seen_s_ago=now - offer.heard_at if offer else None,
-        )
+        return self.overview.peers()
 
     def models(self) -> list[ModelView]:
         """Every model that can be asked for."""
@@ -453,40 +418,12 @@ class Node:
 
     def ledger(self) -> LedgerView:
         """The accounts as this node knows them; they sum to zero."""
-        ledger, me = self.logbook.ledger, self.logbook.me
-        return LedgerView(
-            account=me,
-            balance_micro=ledger.balance_micro(me),
-            held_micro=ledger.held_micro(me),
-            credit_line_micro=self._credit_line(),
-            accounts=[
-                {"peer_id": peer_id, "balance_micro": balance}
-                for peer_id, balance in ledger.balances().items()
-            ],
-            receipts=[
-                ReceiptView(
-                    receipt_id=payment.receipt.id.hex(),
-                    job_id=payment.receipt.message.job_id.hex(),
-                    attempt=payment.receipt.message.attempt,
-                    payer=payment.payer,
-                    payee=payment.payee,
-                    amount_micro=payment.amount_micro,
-                    prompt_tokens=payment.receipt.message.prompt_tokens,
-                    completion_tokens=payment.receipt.message.completion_tokens,
-                    at=payment.at_ms / 1000,
-                )
-                for payment in ledger.payments()
-            ],
-        )
+        return self.overview.ledger()
 
     def _owner(self) -> str:
         """Whose device this is, as the mesh says; before it has been told, as the config says."""
         assembly, me = self.logbook.assembly, self.logbook.me
         return assembly.member(me).owner if assembly.is_member(me) else self._config.owner
-
-    def _credit_line(self) -> int:
-        assembly, me = self.logbook.assembly, self.logbook.me
-        return assembly.member(me).credit_line_micro if assembly.is_member(me) else 0
 
 
 def _mesh_id(records: Sequence[Record]) -> bytes:
@@ -504,14 +441,3 @@ def _charter(records: Sequence[Record], mesh_id: bytes) -> Sealed[Charter]:
         if record.kind == ENTRY and record.key == mesh_id and record.body is not None:
             return cast("Sealed[Charter]", open_entry(record.body, mesh_id))
     raise StartError("the database holds no charter of this mesh; restore a backup with 'agora restore'")
-
-
-def _hex(charter: Charter) -> dict[str, Any]:
-    """The charter as a user reads it: keys in hex."""
-    shown = msgspec.to_builtins(charter, builtin_types=(bytes,))
-    shown["roll"] = [{**entry, "key": entry["key"].hex()} for entry in shown["roll"]]
-    shown["approvers"] = [key.hex() for key in shown["approvers"]]
-    shown["recovery"] = [key.hex() for key in shown["recovery"]]
-    shown.pop("prev")
-    shown.pop("index")
-    return cast("dict[str, Any]", shown)
