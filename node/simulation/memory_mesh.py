@@ -1,7 +1,5 @@
 """One node's view of the simulated network: the `Mesh` port, with the host's guard, offences and pacing."""
 
-import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,10 +9,19 @@ import trio
 from node.guard import Guard, Journal
 from node.pace import Pace
 from node.peer_events import PeerEvents
+from node.simulation.gossip import Gossip, Message, message
 from node.simulation.memory_stream import MemoryStream
 from protocol.errors import LocalProtocolError, MalformedMessage, StreamBroken, Unreachable
 from protocol.identity import PeerId
-from protocol.mesh import GossipHandler, PeerHandler, StreamHandler, Validator, Verdict
+from protocol.mesh import (
+    GossipHandler,
+    PeerConnected,
+    PeerEvent,
+    PeerHandler,
+    StreamHandler,
+    Validator,
+    Verdict,
+)
 from protocol.topics import StreamProtocol, Topic
 
 if TYPE_CHECKING:
@@ -24,7 +31,6 @@ if TYPE_CHECKING:
 
 GOSSIP_PER_S = 20.0  # as the host
 BURST = 32.0
-SEEN_MAX = 65_536
 INBOX_MESSAGES = 256
 OPEN_TIMEOUT_S = 5.0
 
@@ -40,6 +46,21 @@ class Subscription:
     receive: "trio.MemoryReceiveChannel[tuple[bytes, PeerId]]"
 
 
+class _Events(PeerEvents):
+    """Tells gossip of a peer at once, and the node when its turn comes, as the host does."""
+
+    def __init__(self, guard: Guard, gossip: Gossip) -> None:
+        super().__init__(guard)
+        self._gossip = gossip
+
+    def add(self, event: PeerEvent) -> None:
+        if isinstance(event, PeerConnected):
+            self._gossip.connected(event.peer_id)
+        else:
+            self._gossip.lost(event.peer_id)
+        super().add(event)
+
+
 class MemoryMesh:
     """See `protocol.mesh.Mesh`; a node's `run` must be running before others reach it."""
 
@@ -48,11 +69,11 @@ class MemoryMesh:
         self._network = network
         self._peer_id = peer_id
         self._guard = Guard(journal, lambda offender: network.disconnect(peer_id, offender))
-        self.events = PeerEvents(self._guard)
+        self.gossip = Gossip(network, peer_id, self._judge)
+        self.events = _Events(self._guard, self.gossip)
         self._handlers: dict[str, tuple[StreamProtocol, StreamHandler]] = {}
         self._serving: dict[tuple[PeerId, str], int] = {}
         self._subscriptions: dict[str, Subscription] = {}
-        self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._known: dict[PeerId, None] = {}
         self._pace = Pace(GOSSIP_PER_S, BURST)
         self._nursery: trio.Nursery | None = None
@@ -87,6 +108,7 @@ class MemoryMesh:
         self._refuse_while_running()
         send, receive = trio.open_memory_channel[tuple[bytes, PeerId]](INBOX_MESSAGES)
         self._subscriptions[topic.name] = Subscription(topic, validate, handle, send, receive)
+        self.gossip.subscribe(topic.name)
 
     def watch(self, handler: PeerHandler) -> None:
         """See `protocol.mesh.Mesh`."""
@@ -138,8 +160,7 @@ class MemoryMesh:
                 f"{len(data)} bytes for {topic.name}: not subscribed to it, or too long for it"
             )
         await self._pace.wait()
-        if self._is_new(topic.name, data):
-            self._spread(topic.name, data, heard_from=self._peer_id)
+        self.gossip.publish(message(topic.name, data))
 
     async def disconnect(self, peer_id: PeerId) -> None:
         """See `protocol.mesh.Mesh`."""
@@ -182,7 +203,7 @@ class MemoryMesh:
         here = MemoryStream(peer_id, known, partial(connection.deliver, peer_id))
         there = MemoryStream(self._peer_id, protocol, partial(connection.deliver, self._peer_id))
         here.twin, there.twin = there, here
-        connection.streams = [each for each in connection.streams if not each.is_over] + [here, there]
+        connection.carry(here, there)
         self._nursery.start_soon(self._serve, known, handler, here)
         return there
 
@@ -207,39 +228,26 @@ class MemoryMesh:
             self._serving[key] -= 1
 
     def hear(self, topic: str, data: bytes, peer_id: PeerId) -> None:
-        """A gossip message arrives: pass it through the gate, keep it, and hand it on."""
-        subscription = self._subscriptions.get(topic)
-        if subscription is None or not self._is_new(topic, data):
-            return
-        where = f"validator of {topic}"
+        """A gossip message arrives from a peer."""
+        self.gossip.arrive(message(topic, data), peer_id)
+
+    def _judge(self, message: Message, peer_id: PeerId) -> bool:
+        """A gossip message is new here: pass it through the gate; return whether to keep it and hand it on."""
+        subscription = self._subscriptions[message.topic]
         verdict = self._guard.call(
-            peer_id, where, lambda: subscription.validate(data, peer_id), Verdict.IGNORE
+            peer_id,
+            f"validator of {message.topic}",
+            lambda: subscription.validate(message.data, peer_id),
+            Verdict.IGNORE,
         )
         if verdict is Verdict.REJECT:
             self._guard.charge(peer_id, MalformedMessage.offence, "gossip")
-        elif verdict is Verdict.ACCEPT:
-            try:
-                subscription.send.send_nowait((data, peer_id))
-            except trio.WouldBlock:
-                return  # a handler this slow loses gossip; `sync` repairs
-            self._spread(topic, data, heard_from=peer_id)
-
-    def _spread(self, topic: str, data: bytes, *, heard_from: PeerId) -> None:
-        for peer_id in self._network.connected(self._peer_id):
-            if peer_id != heard_from and self._network.rng.random() >= self._network.gossip_loss:
-                connection = self._network.connection(self._peer_id, peer_id)
-                if connection is not None:
-                    connection.deliver(
-                        peer_id, partial(self._network.meshes[peer_id].hear, topic, data, self._peer_id)
-                    )
-
-    def _is_new(self, topic: str, data: bytes) -> bool:
-        key = hashlib.sha256(topic.encode() + b"\0" + data).digest()
-        if key in self._seen:
+        if verdict is not Verdict.ACCEPT:
             return False
-        self._seen[key] = None
-        if len(self._seen) > SEEN_MAX:
-            self._seen.popitem(last=False)
+        try:
+            subscription.send.send_nowait((message.data, peer_id))
+        except trio.WouldBlock:
+            return False  # a handler this slow loses gossip, or is told of it again; `sync` repairs
         return True
 
     async def _deliver(self, subscription: Subscription) -> None:
