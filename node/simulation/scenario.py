@@ -13,13 +13,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from node.errors import StartError
 from node.simulation import scenarios
 
-# Stories are loaded code, so the type of their argument, `node.simulation.world.World`, is checked by nobody.
-Story = Callable[[Any], Awaitable[None]]
+if TYPE_CHECKING:
+    from node.simulation.world import World
+
+Story = Callable[["World"], Awaitable[None]]
 
 SUFFIX: Final = ".py"
 SHAPE: Final = "a Python file with a docstring and 'async def story(world)'"

@@ -1,8 +1,11 @@
 """Nothing goes wrong: devices come up, people chat, and every link holds."""
 
-from typing import Any
+from node.simulation.workload import Workload
+from node.simulation.world import World
 
 
-async def story(world: Any) -> None:
+async def story(world: World) -> None:
     """Let the mesh be used for the whole time."""
+    await world.add(world.nodes - 1)
+    world.ask_everywhere(Workload())
     await world.run(world.seconds)

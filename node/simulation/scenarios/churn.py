@@ -1,12 +1,12 @@
-"""Devices come and go while people chat."""
+"""Devices come and go as their owners use them, while people chat."""
 
-from typing import Any
+from node.simulation.workload import Workload
+from node.simulation.world import World
 
-TURNS = 4
 
-
-async def story(world: Any) -> None:
-    """Take a device away in each part of the time."""
-    for _ in range(TURNS):
-        world.kill()
-        await world.run(world.seconds / TURNS)
+async def story(world: World) -> None:
+    """Let every device keep its owner's hours."""
+    await world.add(world.nodes - 1)
+    world.churn()
+    world.ask_everywhere(Workload())
+    await world.run(world.seconds)
