@@ -8,6 +8,8 @@ that a link lost, or that no mesh link led to, still arrives.
 A world may have ten thousand nodes, so nothing ticks while nothing happens. A node has a heartbeat only while it heard
 a message lately or its mesh has too few or too many peers. And word of a message to a peer that has it by now, which
 could change nothing, does not travel: only its bytes are counted.
+
+What the host makes of scores is left out: members of one mesh that behave have about the same.
 """
 
 from collections import OrderedDict
@@ -32,7 +34,9 @@ TOLD_MIN, TOLD_SHARE = 6, 0.25  # and each time to so many peers, or that share 
 KEPT_TICKS = 5  # and handed out on request for so many
 MESSAGE_BYTES = 340  # around a message's data: its author and signature, a record of the sender
 FRAME_BYTES = 86  # around a frame: yamux, Noise, TCP and IPv4, as the network counts for what it carries
-BACKOFF_S = 60.0  # peers that parted over a full mesh do not meet there again for so long
+BACKOFF_S = (
+    60.0  # who was let go by a full mesh neither asks back in nor tells that peer anything for so long
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +138,14 @@ class Gossip:
         if self.mesh[topic].pop(peer_id, self) is None and len(self.mesh[topic]) < DEGREE_LOW:
             self._beat_soon()
 
-    def bar(self, topic: str, peer_id: PeerId, until: float) -> None:
-        """Keep a peer out of the mesh for a while."""
-        self._backoff[topic, peer_id] = until
+    def let_go_by(self, topic: str, peer_id: PeerId) -> None:
+        """A peer's mesh is too full: leave it, and keep away from that peer for a while."""
+        self._backoff[topic, peer_id] = trio.current_time() + BACKOFF_S
+        self.drop(topic, peer_id)
+
+    def keeps_away_from(self, topic: str, peer_id: PeerId) -> bool:
+        """Whether a peer let this node go lately."""
+        return self._backoff.get((topic, peer_id), 0.0) > trio.current_time()
 
     def tell_newcomer(self, topic: str, peer_id: PeerId) -> None:
         """Send the messages of the last heartbeats to a peer that has just come, as the host does."""
@@ -178,32 +187,31 @@ class Gossip:
         self.add(topic, other.peer_id)
         other.add(topic, self.peer_id)
 
-    def _prune(self, topic: str, other: "Gossip") -> None:
-        until = trio.current_time() + BACKOFF_S
-        for one, another in ((self, other), (other, self)):
-            one.bar(topic, another.peer_id, until)
-            one.drop(topic, another.peer_id)
-
     def _maintain(self, topic: str) -> None:
         """Bring a mesh back between its bounds."""
         peers = list(self.mesh[topic])
         if len(peers) > DEGREE_HIGH:
             for peer_id in self._network.rng.sample(peers, len(peers) - DEGREE):
-                self._prune(topic, self._neighbours[peer_id].gossip)
+                self.drop(topic, peer_id)
+                self._neighbours[peer_id].gossip.let_go_by(topic, self.peer_id)
         elif len(peers) < DEGREE_LOW:
-            for peer_id in self._sample(self._outside(topic), DEGREE - len(peers)):
+            willing = [
+                peer_id
+                for peer_id in self._outside(topic)
+                if not self._neighbours[peer_id].gossip.keeps_away_from(topic, self.peer_id)
+            ]
+            for peer_id in self._sample(willing, DEGREE - len(peers)):
                 self._graft(topic, self._neighbours[peer_id].gossip)
 
     def _outside(self, topic: str) -> list[PeerId]:
-        """Return the connected subscribers that are not in the mesh and may be, the oldest connection first."""
-        now = trio.current_time()
+        """Return the connected subscribers outside the mesh, save those that let us go, the oldest connection first."""
         return [
             peer_id
             for peer_id, neighbour in self._neighbours.items()
             if peer_id not in self.mesh[topic]
             and topic in neighbour.gossip.mesh
             and neighbour.connection.is_alive
-            and self._backoff.get((topic, peer_id), now) <= now
+            and not self.keeps_away_from(topic, peer_id)
         ]
 
     def _is_neighbour(self, peer_id: PeerId) -> bool:
