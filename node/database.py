@@ -13,12 +13,14 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from node.errors import StartError
 
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x41474F52  # "AGOR" in the file's header: tells our file from any other SQLite file
 WAL_BYTES_KEPT = 16 * 1024 * 1024  # after a burst the log file is cut back to this
+FIRST_PAGE_BYTES = 4_096  # SQLite's default page
 BUSY_TIMEOUT_S = 5.0  # somebody else's tool holds the file: wait this long before failing the commit
 
 _SCHEMA = (
@@ -58,6 +60,20 @@ class Record:
     body: bytes | None
 
 
+class AnyCursor(Protocol):
+    """Rows as they come."""
+
+    def fetchone(self) -> Any:
+        """Return the next row, or None."""
+
+
+class AnyConnection(Protocol):
+    """What `prepare` needs of a connection: the standard library's has it, and one whose disk can lose its power."""
+
+    def execute(self, statement: str, /) -> AnyCursor:
+        """Run one statement."""
+
+
 def open_file(path: Path) -> sqlite3.Connection:
     """Return a connection that may write, commits to disk (WAL, FULL) and has the current schema.
 
@@ -91,14 +107,19 @@ def _open_file(path: Path) -> sqlite3.Connection:
     except (OSError, sqlite3.Error) as error:
         raise _refused(path, error) from error
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
-        _lay_out(connection)
+        prepare(connection)
     except sqlite3.Error as error:
         connection.close()
         raise _refused(path, error) from error
     return connection
+
+
+def prepare(connection: AnyConnection) -> None:
+    """Make every commit wait for the disk (WAL, FULL) and lay the schema out where it is missing."""
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
+    _lay_out(connection)
 
 
 def open_memory() -> sqlite3.Connection:
@@ -125,6 +146,8 @@ def check_file(path: Path) -> None:
         finally:
             connection.close()
     except sqlite3.Error as error:
+        if _is_unfinished_first_start(path, error):
+            return
         raise _refused(path, error) from error
     if verdict != "ok":
         raise _corrupt(path, str(verdict).splitlines()[-1])
@@ -175,14 +198,23 @@ def _primary_code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
 
 
-def _lay_out(connection: sqlite3.Connection) -> None:
+def _is_unfinished_first_start(path: Path, error: sqlite3.Error) -> bool:
+    """Tell whether power failed while the file's first page was written: it holds nothing, and opening it undoes that.
+
+    Only that page is ever written with a rollback journal, which a read-only connection may not play back.
+    """
+    is_unfinished = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_ROLLBACK
+    return is_unfinished and path.stat().st_size <= FIRST_PAGE_BYTES
+
+
+def _lay_out(connection: AnyConnection) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == SCHEMA_VERSION:
         return
     connection.execute("BEGIN IMMEDIATE")
     for statement in _SCHEMA:
         connection.execute(statement)
-    connection.commit()
+    connection.execute("COMMIT")
 
 
 def _corrupt(path: Path, found: object) -> StoreCorrupt:
