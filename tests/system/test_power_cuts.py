@@ -104,7 +104,8 @@ def lost_appends(directory: Path, seed: int, *, synchronous: str = "FULL") -> li
     """Cut the power again and again; return how many acknowledged appends each cut has lost.
 
     Raises:
-        AssertionError: what a cut left is damaged, or is the state after no append: one was kept in part.
+        StoreCorrupt: what a cut left is damaged.
+        ValueError: it is the state after no append: one was kept in part.
     """
     rng = Random(seed)
     files: dict[str, bytes] = {}
