@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DEGREE, DEGREE_LOW, DEGREE_HIGH = 6, 4, 12  # as the host
 HEARTBEAT_S = 1.0
+PHASES = 32  # moments of a second at which hearts beat: a world pays for each moment at which it wakes
 TOLD_TICKS = 3  # a message is told of at so many heartbeats
 TOLD_MIN, TOLD_SHARE = 6, 0.25  # and each time to so many peers, or that share of those outside the mesh
 KEPT_TICKS = 5  # and handed out on request for so many
@@ -205,13 +206,14 @@ class Gossip:
 
     def _outside(self, topic: str) -> list[PeerId]:
         """Return the connected subscribers outside the mesh, save those that let us go, the oldest connection first."""
+        mesh, backoff, now = self.mesh[topic], self._backoff, trio.current_time()
         return [
             peer_id
             for peer_id, neighbour in self._neighbours.items()
-            if peer_id not in self.mesh[topic]
+            if peer_id not in mesh
             and topic in neighbour.gossip.mesh
             and neighbour.connection.is_alive
-            and not self.keeps_away_from(topic, peer_id)
+            and (not backoff or backoff.get((topic, peer_id), now) <= now)
         ]
 
     def _is_neighbour(self, peer_id: PeerId) -> bool:
@@ -273,13 +275,15 @@ class Gossip:
         if told:
             outside = self._outside(topic)
             size_bytes = _ids_bytes(len(told))
+            unsent = 0
             for peer_id in self._sample(outside, max(TOLD_MIN, int(len(outside) * TOLD_SHARE))):
                 other = self._neighbours[peer_id].gossip
                 lacking = [each for each in told if other.heard_at(each) is None]
                 if lacking:
                     self._send(peer_id, partial(other.hear_of, lacking, self.peer_id), size_bytes)
                 else:
-                    self._count_unsent(1, size_bytes)
+                    unsent += 1
+            self._count_unsent(unsent, size_bytes)
 
     def _told(self, topic: str, tick: int) -> list[Message]:
         """Return the messages that others are told of at a tick."""
@@ -291,7 +295,7 @@ class Gossip:
 
     def _next_tick(self) -> int:
         if self._phase_s is None:
-            self._phase_s = self._network.rng.random() * HEARTBEAT_S
+            self._phase_s = self._network.rng.randrange(PHASES) / PHASES * HEARTBEAT_S
         return int((trio.current_time() - self._phase_s) // HEARTBEAT_S) + 1
 
     def _beat_soon(self) -> None:
@@ -301,8 +305,7 @@ class Gossip:
     def _beat_at(self, tick: int) -> None:
         assert self._phase_s is not None
         self._is_beating = True
-        at = tick * HEARTBEAT_S + self._phase_s
-        self._network.later(max(0.0, at - trio.current_time()), partial(self._beat, tick))
+        self._network.at(tick * HEARTBEAT_S + self._phase_s, partial(self._beat, tick))
 
 
 def _ids_bytes(count: int) -> int:
