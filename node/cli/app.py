@@ -7,7 +7,7 @@ from typing import Any
 import click
 import typer
 
-from node.cli import care, chat, joining, keys, market, mesh, models, showcase
+from node.cli import care, chat, joining, keys, market, mesh, models, showcase, simulation
 from protocol.errors import AgoraError
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -64,6 +64,7 @@ _verb("doctor", care.doctor, CARE)
 _verb("backup", care.backup, CARE)
 _verb("restore", care.restore, CARE)
 _verb("demo", showcase.demo, TRY_OUT)
+_group(simulation.sim_group, "sim", TRY_OUT)
 _verb("bench", showcase.bench, TRY_OUT)
 
 
