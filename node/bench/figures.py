@@ -12,7 +12,7 @@ from typing import Final
 
 import psutil
 
-from node.bench import random_gguf
+from node.bench import gossip, random_gguf
 from node.bench.figure import Figure, at_least, at_most
 from node.bench.mesh import MODEL, THREADS, Exchange, Mesh, bare_llama, bidders, helper
 from node.bench.sizes import Sizes
@@ -503,4 +503,5 @@ CHAPTERS: Final[dict[str, Callable[[Bench], Iterator[Figure]]]] = {
     "idle": idle,
     "connections": connections,
     "money": money,
+    "gossip": gossip.chapter,
 }

@@ -25,6 +25,7 @@ class Sizes:
     connections: int
     connections_s_max: float
     receipts: int
+    gossip_messages: int
 
 
 FULL = Sizes(
@@ -44,6 +45,7 @@ FULL = Sizes(
     connections=10_000,
     connections_s_max=420.0,
     receipts=200,
+    gossip_messages=20,
 )
 QUICK = Sizes(
     shape=random_gguf.SLOW,
@@ -62,4 +64,5 @@ QUICK = Sizes(
     connections=100,
     connections_s_max=30.0,
     receipts=8,
+    gossip_messages=3,
 )
