@@ -1,6 +1,7 @@
 """Gossip as the libp2p host does it (GossipSub 1.2 as set in `node/host/gossip.py`), between nodes in memory.
 
-For each topic a node keeps a *mesh*: some of its connected peers, chosen at random, each of which has chosen it back.
+For each topic a node keeps a *mesh*: some of its connected peers, each of which has it in its own. Whoever connects while
+one of the two has too few is taken in; what is missing or too much after that is chosen at random at the next heartbeat.
 A new message goes at once to the mesh, save to whoever brought it and to whoever has already said that it has it. For
 three heartbeats after that, a few peers outside the mesh are told of it, and ask for it if they lack it: so a message
 that a link lost, or that no mesh link led to, still arrives.
@@ -35,9 +36,7 @@ TOLD_MIN, TOLD_SHARE = 6, 0.25  # and each time to so many peers, or that share 
 KEPT_TICKS = 5  # and handed out on request for so many
 MESSAGE_BYTES = 340  # around a message's data: its author and signature, a record of the sender
 FRAME_BYTES = 86  # around a frame: yamux, Noise, TCP and IPv4, as the network counts for what it carries
-BACKOFF_S = (
-    60.0  # who was let go by a full mesh neither asks back in nor tells that peer anything for so long
-)
+BACKOFF_S = 60.0  # for so long who was let go by a full mesh neither asks back in nor tells that peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,8 @@ class Gossip:
         other.meet(self, connection)
         for topic in self.mesh:
             if topic in other.mesh:
-                if min(len(self.mesh[topic]), len(other.mesh[topic])) < DEGREE_LOW:
+                is_wanted = min(len(self.mesh[topic]), len(other.mesh[topic])) < DEGREE_LOW
+                if is_wanted and self._may_graft(topic, other):
                     self._graft(topic, other)
                 self.tell_newcomer(topic, other.peer_id)
                 other.tell_newcomer(topic, self.peer_id)
@@ -184,6 +184,9 @@ class Gossip:
 
     # The mesh.
 
+    def _may_graft(self, topic: str, other: "Gossip") -> bool:
+        return not (self.keeps_away_from(topic, other.peer_id) or other.keeps_away_from(topic, self.peer_id))
+
     def _graft(self, topic: str, other: "Gossip") -> None:
         self.add(topic, other.peer_id)
         other.add(topic, self.peer_id)
@@ -199,7 +202,7 @@ class Gossip:
             willing = [
                 peer_id
                 for peer_id in self._outside(topic)
-                if not self._neighbours[peer_id].gossip.keeps_away_from(topic, self.peer_id)
+                if self._may_graft(topic, self._neighbours[peer_id].gossip)
             ]
             for peer_id in self._sample(willing, DEGREE - len(peers)):
                 self._graft(topic, self._neighbours[peer_id].gossip)
@@ -235,7 +238,7 @@ class Gossip:
         """Send a new message to the mesh."""
         now = trio.current_time()
         mesh = self.mesh[message.topic]
-        self._count_unsent(len(mesh), _ids_bytes(1))  # IDONTWANT: how long it has travelled is reckoned below
+        self._count_unsent(len(mesh), _ids_bytes(1))  # IDONTWANT, reckoned below: it is never lost
         for peer_id in mesh:
             if peer_id != heard_from:
                 heard_at = self._neighbours[peer_id].gossip.heard_at(message)
@@ -258,6 +261,9 @@ class Gossip:
 
     def _beat(self, tick: int) -> None:
         self._is_beating = False
+        mesh = self._network.meshes.get(self.peer_id)
+        if mesh is None or mesh.gossip is not self:
+            return  # the node was killed since
         for topic in self.mesh:
             self._maintain(topic)
             self._tell(topic, tick)

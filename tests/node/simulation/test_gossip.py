@@ -169,6 +169,41 @@ def test_a_mesh_that_is_too_full_lets_go_and_does_not_take_back_for_a_while() ->
     in_world(story)
 
 
+def test_who_was_let_go_is_not_taken_back_by_connecting_anew() -> None:
+    async def story(world: World) -> None:
+        centre, *others = await world.add(1 + DEGREE_HIGH + 1)
+        for each in others:
+            await each.dial(centre.addresses[0])
+        await trio.sleep(HEARTBEAT_S)
+        let_go = next(each for each in others if each.peer_id not in centre.gossip.mesh[NEWS.name])
+
+        await let_go.disconnect(centre.peer_id)
+        await let_go.dial(centre.addresses[0])
+        assert let_go.peer_id not in centre.gossip.mesh[NEWS.name]
+
+        await trio.sleep(BACKOFF_S)
+        await let_go.disconnect(centre.peer_id)
+        await let_go.dial(centre.addresses[0])
+        assert let_go.peer_id in centre.gossip.mesh[NEWS.name]
+
+    in_world(story)
+
+
+def test_a_node_killed_before_its_heartbeat_lets_nobody_go() -> None:
+    async def story(world: World) -> None:
+        centre, *others = await world.add(1 + DEGREE_HIGH + 1)
+        for each in others:
+            await each.dial(centre.addresses[0])
+        world.network.kill(centre.peer_id)
+        await trio.sleep(HEARTBEAT_S)
+        reborn = await world._node(centre.peer_id, ())
+        for each in others:
+            await each.dial(reborn.addresses[0])
+        assert len(reborn.gossip.mesh[NEWS.name]) == len(others)
+
+    in_world(story)
+
+
 def test_what_links_lose_is_repaired_by_telling_who_has_it() -> None:
     """With a third of all transmissions lost some node always misses every eager copy."""
     eager: list[int] = []
