@@ -39,6 +39,7 @@ class MembersTime:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._offsets_ms: OrderedDict[PeerId, int] = OrderedDict()
+        self._median_ms = 0
 
     def note(self, peer_id: PeerId, their_ms: int) -> int:
         """Remember what a member's clock said just now; return how far it is from ours in milliseconds."""
@@ -47,8 +48,9 @@ class MembersTime:
         self._offsets_ms[peer_id] = offset_ms
         if len(self._offsets_ms) > limits.HEADS_PER_HELLO_MAX:
             self._offsets_ms.popitem(last=False)
+        self._median_ms = int(statistics.median([0, *self._offsets_ms.values()]))  # our own 0 counted in
         return offset_ms
 
     def utc_ms(self) -> int:
-        """Return our wall clock moved by the median offset, our own 0 counted in."""
-        return self._clock.utc_ms() + int(statistics.median([0, *self._offsets_ms.values()]))
+        """Return our wall clock moved by the median offset."""
+        return self._clock.utc_ms() + self._median_ms

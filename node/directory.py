@@ -17,32 +17,38 @@ PEERS_MAX = 4_096  # adverts of 2 KiB: 8 MiB at most
 
 @dataclass(frozen=True)
 class Offer:
-    """A device's newest advert and when it was heard, in our monotonic seconds."""
+    """A device's newest advert, when it was heard and until when it counts, in our monotonic seconds."""
 
     advert: Sealed[Advert]
     heard_at: float
+    ends_at: float
 
 
 class Directory:
-    """Newest adverts by peer; one not renewed within `ADVERT_TTL_S` no longer counts."""
+    """Newest adverts by peer; one that has expired no longer counts."""
 
     def __init__(self, me: PeerId) -> None:
         self._me = me
         self._offers: OrderedDict[PeerId, Offer] = OrderedDict()
         self._addresses: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
 
-    def hear(self, advert: Sealed[Advert], now: float) -> bool:
+    def hear(self, advert: Sealed[Advert], now: float, utc_ms: int) -> bool:
         """Keep an advert unless a newer one of its sender is known; True when it was kept."""
+        left_s = (advert.expires_ms - utc_ms) / 1000 if advert.expires_ms else 0.0
         known = self._offers.get(advert.sender)
         if advert.sender == self._me or (known and known.advert.time_ms >= advert.time_ms):
             return False
         self._offers.pop(advert.sender, None)
-        self._offers[advert.sender] = Offer(advert, now)
+        self._offers[advert.sender] = Offer(advert, now, now + min(left_s, limits.ADVERT_TTL_S))
         if advert.message.addresses:
             self.learn(advert.sender, advert.message.addresses)
         while len(self._offers) > PEERS_MAX:
             self._offers.popitem(last=False)
         return True
+
+    def forget(self, peer_id: PeerId) -> None:
+        """Drop a peer's advert: it could not be reached, so nobody need ask it before it speaks again."""
+        self._offers.pop(peer_id, None)
 
     def learn(self, peer_id: PeerId, addresses: Iterable[str]) -> None:
         """Remember where a peer can be dialled; only addresses that name that very peer."""
@@ -65,11 +71,11 @@ class Directory:
     def offer(self, peer_id: PeerId, now: float) -> Offer | None:
         """A peer's advert, unless it is too old to count."""
         offer = self._offers.get(peer_id)
-        return offer if offer and now - offer.heard_at <= limits.ADVERT_TTL_S else None
+        return offer if offer and now <= offer.ends_at else None
 
     def offers(self, now: float) -> list[Offer]:
         """Every advert that counts."""
-        return [offer for offer in self._offers.values() if now - offer.heard_at <= limits.ADVERT_TTL_S]
+        return [offer for offer in self._offers.values() if now <= offer.ends_at]
 
     def holders(self, digest: bytes, now: float) -> list[Offer]:
         """The adverts that offer a model."""
@@ -88,6 +94,13 @@ class Directory:
         return table
 
     def sample(self, count: int, rng: Random, now: float) -> list[bytes]:
-        """Up to `count` sealed adverts for somebody who has just come."""
-        offers = self.offers(now)
-        return [offer.advert.raw for offer in rng.sample(offers, min(count, len(offers)))]
+        """Up to `count` sealed adverts for somebody who has just come; none that would expire on the way."""
+        return _drawn(self.offers(now + limits.ADVERT_HANDED_ON_S), count, rng)
+
+    def sample_of_holders(self, digest: bytes, count: int, rng: Random, now: float) -> list[bytes]:
+        """The same, of those that offer a model."""
+        return _drawn(self.holders(digest, now + limits.ADVERT_HANDED_ON_S), count, rng)
+
+
+def _drawn(offers: list[Offer], count: int, rng: Random) -> list[bytes]:
+    return [offer.advert.raw for offer in rng.sample(offers, min(count, len(offers)))]

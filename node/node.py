@@ -174,7 +174,6 @@ class Node:
             clock=clock,
             logbook=self.logbook,
             directory=self.directory,
-            journal=journal,
             rng=rng,
             describe=offer.describe,
         )
@@ -253,7 +252,7 @@ class Node:
 
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Run the services; started when all of them are. The mesh is to be run after that."""
-        if set(self.logbook.assembly.members()) == {self.logbook.me}:
+        if self.logbook.assembly.is_alone(self.logbook.me):
             self.logbook.confirm()  # nobody else could know more of our log than we do
         async with trio.open_nursery() as nursery:
             services = (self.logbook, self.sync, self.settlement, self.buyer, self.meeting, self.advertiser)

@@ -44,6 +44,9 @@ HELLO_TIMEOUT_S = 3.0  # no valid hello by then: the connection is closed
 ADVERT_INTERVAL_MIN_S = 10.0  # at most one advert per this
 ADVERT_INTERVAL_IDLE_S = 60.0  # when nothing changed
 ADVERT_TTL_S = 180.0  # three missed idle adverts: the seller is forgotten
+ADVERT_HANDED_ON_S = (
+    30.0  # what an advert must still have to live, to be handed on: clocks differ, and it travels
+)
 BID_WINDOW_MIN_S = 0.05
 BID_WINDOW_MAX_S = 1.0
 BID_WINDOW_ROUND_TRIPS = 3.0  # the window is this times the asked peers' p90 round trip

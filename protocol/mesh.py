@@ -78,6 +78,7 @@ class Stream(Protocol):
 StreamHandler = Callable[[Stream], Awaitable[None]]
 Validator = Callable[[bytes, PeerId], Verdict]
 GossipHandler = Callable[[bytes, PeerId], Awaitable[None]]
+PostHandler = Callable[[bytes, PeerId], None]
 PeerHandler = Callable[[PeerEvent], Awaitable[None]]
 
 
@@ -105,6 +106,16 @@ class Mesh(Protocol):
         Each call of the handler runs under the one guard: a `RemoteProtocolError` resets the stream and is counted
         against the peer, a `MeshError` just resets it, anything else resets it and is journaled as our own fault.
         A handler that returns ends its stream. At most `protocol.streams_max` run per peer; more are reset.
+        """
+
+    def serve_posts(self, protocol: StreamProtocol, handler: PostHandler) -> None:
+        """Take what peers `post`, under the same guard; to be called before the mesh runs."""
+
+    def post(self, peer_id: PeerId, protocol: StreamProtocol, frame: bytes) -> None:
+        """Send one frame on a stream of its own that nobody answers, without waiting; it may be lost.
+
+        Raises:
+            LocalProtocolError: the frame is over the protocol's `frame_bytes_max`.
         """
 
     def subscribe(self, topic: Topic, validate: Validator, handle: GossipHandler) -> None:

@@ -156,6 +156,7 @@ class Advert(Message, frozen=True, kw_only=True):
     completion_micro: Money  # asked per completion token
     device: Device
     heads: Annotated[tuple[Head, ...], Meta(max_length=2)]
+    assembly: Hash  # of all assembly logs as far as it knows them: who reads another has something to mend
     addresses: Annotated[tuple[Address, ...], Meta(max_length=4)]
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from protocol import limits
+from protocol.errors import LocalProtocolError
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,17 @@ class StreamProtocol:
     name: str
     frame_bytes_max: int
     streams_max: int = 8
+
+    def check_length(self, frame: bytes) -> None:
+        """Check a frame of ours before it is sent.
+
+        Raises:
+            LocalProtocolError: it is too long, so every peer would refuse it.
+        """
+        if len(frame) > self.frame_bytes_max:
+            raise LocalProtocolError(
+                f"frame of {len(frame)} bytes on {self.name}, at most {self.frame_bytes_max}"
+            )
 
 
 # Few and small: what every member must know about who belongs and what names mean. Nothing per chat.

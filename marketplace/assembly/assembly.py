@@ -12,6 +12,7 @@ contradiction, does nothing any more, for every member alike. Only evidence stil
 """
 
 import copy
+import hashlib
 from collections import ChainMap
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class Assembly:
         self._admissions: MutableMapping[PeerId, tuple[_Age, Sealed[Entry], Member]] = {}
         self._cards: dict[str, tuple[_Age, bytes]] = {}
         self._revoked: set[PeerId] = set()
+        self._fingerprint = b""
 
     @classmethod
     def found(cls, charter: Sealed[Charter]) -> "Assembly":
@@ -99,11 +101,15 @@ class Assembly:
     def fork(self) -> "Assembly":
         """Return an assembly in the same state that goes its own way; what many forks have in common is kept once."""
         fork = copy.copy(self)
-        fork._logs = {author: log.fork() for author, log in self._logs.items()}
-        fork._ever_admitted = ChainMap({}, self._ever_admitted)
-        fork._admissions = ChainMap({}, self._admissions)
-        fork._convicted, fork._revoked = set(self._convicted), set(self._revoked)
-        fork._closings, fork._cards = dict(self._closings), dict(self._cards)
+        vars(fork).update(
+            _logs={author: log.fork() for author, log in self._logs.items()},
+            _ever_admitted=ChainMap({}, self._ever_admitted),
+            _admissions=ChainMap({}, self._admissions),
+            _convicted=set(self._convicted),
+            _revoked=set(self._revoked),
+            _closings=dict(self._closings),
+            _cards=dict(self._cards),
+        )
         return fork
 
     # --- taking entries -----------------------------------------------------------------------------------------
@@ -130,6 +136,7 @@ class Assembly:
         if not log.append(entry):
             return False
         self._logs[entry.sender] = log
+        self._fingerprint = b""
         if proof is not None:
             self._convict(proof)
         self._fold(entry)
@@ -235,6 +242,12 @@ class Assembly:
         """Whether a key may take part: on the roll or admitted, and not barred."""
         return (peer_id in self.roll or peer_id in self._admissions) and not self.is_barred(peer_id)
 
+    def is_alone(self, peer_id: PeerId) -> bool:
+        """Whether a member is the only one."""
+        return all(
+            other == peer_id or self.is_barred(other) for other in (*self.roll, *self._admissions)
+        ) and self.is_member(peer_id)
+
     def member(self, peer_id: PeerId) -> Member:
         """Return what is known of a member.
 
@@ -311,6 +324,14 @@ class Assembly:
             self._logs, key=lambda author: (author != self.founder, author not in self.roll, author)
         )
         return tuple(head for author in authors if (head := self._logs[author].head))
+
+    def fingerprint(self) -> bytes:
+        """Return one hash over the newest entries of all authors: two that agree on it hold the same logs."""
+        if not self._fingerprint:
+            heads = sorted((author, log.next_index, log.next_prev) for author, log in self._logs.items())
+            text = b"".join(b"%s %d %s\n" % (author.encode(), index, prev) for author, index, prev in heads)
+            self._fingerprint = hashlib.sha256(text).digest()
+        return self._fingerprint
 
     def entries_after(self, author: PeerId, index: int) -> Sequence[Sealed[Entry]]:
         """Return the entries of an author's log behind an index; all of them behind -1."""

@@ -9,6 +9,7 @@ same ports. While it is away, callers wait briefly and then get `Unreachable`, l
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,15 +29,34 @@ from node.host.swarm import Swarm
 from node.host.upgrade import libp2p_key_pair
 from node.peer_events import PeerEvents
 from node.supervisor import supervise
-from protocol.errors import AgoraError, LocalProtocolError, RemoteProtocolError, StreamBroken, Unreachable
+from protocol.errors import (
+    AgoraError,
+    LocalProtocolError,
+    MeshError,
+    RemoteProtocolError,
+    StreamBroken,
+    Unreachable,
+)
 from protocol.identity import Identity, PeerId
-from protocol.mesh import GossipHandler, PeerConnected, PeerEvent, PeerHandler, StreamHandler, Validator
+from protocol.mesh import (
+    GossipHandler,
+    PeerConnected,
+    PeerEvent,
+    PeerHandler,
+    PostHandler,
+    Stream,
+    StreamHandler,
+    Validator,
+)
 from protocol.topics import StreamProtocol, Topic
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
 RESTART_WAIT_S = 3.0  # how long a caller waits for a part that is being restarted
+POSTS_WAITING_MAX = 256  # more are lost, as on a bad line
+POSTS_AT_ONCE = 32
+POST_TIMEOUT_S = 5.0
 RELAY_RETRY_S = 10.0  # between attempts to get a place at a relay
 
 
@@ -59,6 +79,9 @@ class Host:
         )
         self._relay.is_connected = lambda peer_id: peer_id in self._swarm.connected
         self._reserved: dict[PeerId, str] = {}  # relay -> our address through it
+        self._posts, self._outbox = trio.open_memory_channel[tuple[PeerId, StreamProtocol, bytes]](
+            POSTS_WAITING_MAX
+        )
         self._gossip: Gossip | None = None
         self._gossip_up = trio.Event()
         self._register_own_protocols()
@@ -93,6 +116,14 @@ class Host:
         self._refuse_while_running()
         self._register(protocol.name, partial(self._serve_frames, protocol, handler))
 
+    def serve_posts(self, protocol: StreamProtocol, handler: PostHandler) -> None:
+        """See `protocol.mesh.Mesh`."""
+
+        async def take(stream: Stream) -> None:
+            handler(await stream.receive(), stream.peer_id)
+
+        self.serve(protocol, take)
+
     def subscribe(self, topic: Topic, validate: Validator, handle: GossipHandler) -> None:
         """See `protocol.mesh.Mesh`."""
         self._refuse_while_running()
@@ -126,6 +157,12 @@ class Host:
             connection.busy += 1
             raw.on_over = over  # not the caller's end: who only tells something never hears the peer's
         return FrameStream(raw, protocol)
+
+    def post(self, peer_id: PeerId, protocol: StreamProtocol, frame: bytes) -> None:
+        """See `protocol.mesh.Mesh`."""
+        protocol.check_length(frame)
+        with suppress(trio.WouldBlock):
+            self._posts.send_nowait((peer_id, protocol, frame))
 
     async def publish(self, topic: Topic, data: bytes) -> None:
         """See `protocol.mesh.Mesh`."""
@@ -170,6 +207,7 @@ class Host:
         async with trio.open_nursery() as nursery:
             await nursery.start(supervise, self._journal, "swarm", self._swarm.run)
             await nursery.start(supervise, self._journal, "events", self._events.run)
+            await nursery.start(supervise, self._journal, "posts", self._send_posts)
             if self._subscriptions:
                 await nursery.start(supervise, self._journal, "gossip", self._run_gossip)
             for address in self._settings.relays:
@@ -204,6 +242,22 @@ class Host:
         finally:
             self._gossip = None
             self._gossip_up = trio.Event()
+
+    async def _send_posts(self, ready: Callable[[], None]) -> None:
+        """Send what is posted, several at a time: a peer that does not answer holds up nobody else's."""
+        at_once = trio.CapacityLimiter(POSTS_AT_ONCE)
+
+        async def send(peer_id: PeerId, protocol: StreamProtocol, frame: bytes) -> None:
+            async with at_once:
+                with trio.move_on_after(POST_TIMEOUT_S), suppress(MeshError):
+                    stream = await self.open_stream(peer_id, protocol)
+                    await stream.send(frame)
+                    await stream.end()
+
+        async with trio.open_nursery() as nursery:
+            ready()
+            async for peer_id, protocol, frame in self._outbox:
+                nursery.start_soon(send, peer_id, protocol, frame)
 
     async def _keep_place(self, at: Address, ready: Callable[[], None]) -> None:
         """Hold a reservation at one relay for as long as we run, so that peers can reach us through it."""

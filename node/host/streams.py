@@ -34,10 +34,7 @@ class FrameStream:
 
     async def send(self, frame: bytes) -> None:
         """See `protocol.mesh.Stream.send`."""
-        if len(frame) > self._protocol.frame_bytes_max:
-            raise LocalProtocolError(
-                f"frame of {len(frame)} bytes on {self._protocol.name}, at most {self._protocol.frame_bytes_max}"
-            )
+        self._protocol.check_length(frame)
         if self._has_ended:
             raise LocalProtocolError(f"frame on {self._protocol.name} after its end was said")
         await self._raw.send_all(_LENGTH.pack(len(frame)) + frame)

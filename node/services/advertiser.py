@@ -1,5 +1,8 @@
 """Adverts: say what this device offers to a sample of members, and remember what they offer.
 
+An advert also says, in one hash, how far its sender knows the assembly's logs: whoever reads another hash than its own
+has something to mend, or to give (`on_difference`).
+
 Sent by stream to about 20 members drawn by lot, at most every 10 s and every 60 s when nothing has changed, so the rate
 a node receives does not grow with the mesh (docs/adr/0003). A newcomer gets a sample with the first hello.
 """
@@ -13,13 +16,12 @@ import trio
 
 from node.clock import Clock
 from node.directory import Directory
-from node.journal import Journal
 from node.logbook import Logbook
 from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed
 from protocol.errors import (
-    AgoraError,
+    Expired,
     LocalProtocolError,
     MeshError,
     NotAuthorised,
@@ -35,7 +37,6 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
     from trio_typing import TaskStatus
 
 PEERS_PER_ROUND = 20
-SEND_TIMEOUT_S = 5.0
 ASK_TIMEOUT_S = 5.0  # each chat asks: who never answers must not collect questions
 
 
@@ -50,7 +51,6 @@ class Advertiser:
         clock: Clock,
         logbook: Logbook,
         directory: Directory,
-        journal: Journal,
         rng: Random,
         describe: Callable[[], Advert],
     ) -> None:
@@ -59,12 +59,12 @@ class Advertiser:
         self._clock = clock
         self._logbook = logbook
         self._directory = directory
-        self._journal = journal
         self._rng = rng
         self._describe = describe
         self._own: Sealed[Advert] | None = None
         self._changed = trio.Event()
-        mesh.serve(ADVERT, self._take)
+        self.on_difference: Callable[[Sealed[Advert]], None] = lambda _advert: None
+        mesh.serve_posts(ADVERT, self._take)
         mesh.serve(ADVERTS_WANTED, self._answer)
 
     def own(self) -> Sealed[Advert]:
@@ -93,8 +93,8 @@ class Advertiser:
         """Take in an advert that a peer handed over: its own, or another member's."""
         try:
             advert = self._wire.admit(raw, delivered_by, Advert)
-        except Replayed:
-            return  # members hand the same adverts on: nobody's fault
+        except (Replayed, Expired):
+            return  # members hand adverts on, the same ones and old ones, by clocks of their own: nobody's fault
         except RemoteProtocolError as error:
             self._mesh.charge(delivered_by, error.offence)
             return
@@ -102,7 +102,12 @@ class Advertiser:
             self._logbook.meet_own_key(advert)
         elif self._logbook.assembly.is_member(advert.sender):
             self._logbook.note_said(advert)
-            self._directory.hear(advert, self._clock.now())
+            self._directory.hear(advert, self._clock.now(), self._clock.utc_ms())
+            if (
+                advert.sender == delivered_by
+                and advert.message.assembly != self._logbook.assembly.fingerprint()
+            ):
+                self.on_difference(advert)
 
     async def ask(self, peer_id: PeerId, model: bytes) -> None:
         """Ask a peer for adverts of sellers of a model; what it knows ends up in the directory."""
@@ -132,39 +137,30 @@ class Advertiser:
             idle_s = self._clock.now() - told_at
             if _differs(offer, told) or idle_s >= limits.ADVERT_INTERVAL_IDLE_S:
                 told, told_at = offer, self._clock.now()
-                await self._tell()
+                self._tell()
             await trio.sleep(limits.ADVERT_INTERVAL_MIN_S * self._rng.uniform(1.0, 1.1))
             if not _differs(self._describe(), told):
                 self._changed = trio.Event()
                 with trio.move_on_at(told_at + limits.ADVERT_INTERVAL_IDLE_S):
                     await self._changed.wait()
 
-    async def _tell(self) -> None:
+    def _tell(self) -> None:
         raw = self.own().raw
         members = sorted(peer for peer in self._mesh.connected if self._logbook.assembly.is_member(peer))
-        async with trio.open_nursery() as nursery:
-            for peer_id in self._rng.sample(members, min(PEERS_PER_ROUND, len(members))):
-                nursery.start_soon(self._tell_one, peer_id, raw)
+        for peer_id in self._rng.sample(members, min(PEERS_PER_ROUND, len(members))):
+            self._mesh.post(peer_id, ADVERT, raw)
 
-    async def _tell_one(self, peer_id: PeerId, raw: bytes) -> None:
-        with trio.move_on_after(SEND_TIMEOUT_S):
-            try:
-                stream = await self._mesh.open_stream(peer_id, ADVERT)
-                await stream.send(raw)
-                await stream.end()
-            except AgoraError as error:
-                self._journal.write("advert_undelivered", peer=peer_id, reason=str(error))
-
-    async def _take(self, stream: Stream) -> None:
-        self._check_member(stream.peer_id)
-        self.hear(await stream.receive(), stream.peer_id)
+    def _take(self, raw: bytes, sender: PeerId) -> None:
+        self._check_member(sender)
+        self.hear(raw, sender)
 
     async def _answer(self, stream: Stream) -> None:
         self._check_member(stream.peer_id)
         wanted = await self._wire.receive(stream, AdvertsWanted)
-        holders = self._directory.holders(wanted.message.model, self._clock.now())
-        chosen = self._rng.sample(holders, min(limits.ADVERTS_PER_HELLO_MAX, len(holders)))
-        await self._wire.send(stream, Adverts(adverts=tuple(offer.advert.raw for offer in chosen)))
+        chosen = self._directory.sample_of_holders(
+            wanted.message.model, limits.ADVERTS_PER_HELLO_MAX, self._rng, self._clock.now()
+        )
+        await self._wire.send(stream, Adverts(adverts=tuple(chosen)))
 
     def _check_member(self, peer_id: PeerId) -> None:
         if not self._logbook.assembly.is_member(peer_id):

@@ -12,6 +12,7 @@ import trio
 from marketplace.auction import Absent, Auction, NoSale, Won, bid_window_s, total_micro
 from marketplace.punctuality import Punctuality
 from node.clock import Clock
+from node.directory import Directory
 from node.jobs import Answer, Attempt
 from node.machine_driver import drive
 from node.wire import Wire
@@ -40,9 +41,16 @@ class Auctioneer:
     """Asks sellers on behalf of the buyer. Its questions run in the buyer's nursery, past the auction's end."""
 
     def __init__(
-        self, mesh: Mesh, wire: Wire, clock: Clock, punctuality: Punctuality, nursery: trio.Nursery
+        self,
+        mesh: Mesh,
+        wire: Wire,
+        clock: Clock,
+        directory: Directory,
+        punctuality: Punctuality,
+        nursery: trio.Nursery,
     ) -> None:
         self._mesh = mesh
+        self._directory = directory
         self._wire = wire
         self._clock = clock
         self._punctuality = punctuality
@@ -100,6 +108,7 @@ class Auctioneer:
             self._mesh.charge(seller, error.offence)
             answer = Absent("broke_protocol", str(error)[: limits.DETAIL_CHARS_MAX])
         except MeshError as error:
+            self._directory.forget(seller)
             answer = Absent("unreachable", str(error)[: limits.DETAIL_CHARS_MAX])
         if isinstance(answer, Sealed) and auction.is_in_window(self._clock.now()):
             self._punctuality.answered(seller)

@@ -54,25 +54,21 @@ class Eligibility:
         self._looked_at: dict[bytes, float] = {}  # when we last asked for sellers of a model
 
     # --- whom ---------------------------------------------------------------------------------------------------
-    def allowed(self, privacy: Privacy) -> frozenset[PeerId]:
-        """The members that may read a prompt of this privacy class, whatever they sell."""
+    def is_allowed(self, peer: PeerId, privacy: Privacy) -> bool:
+        """Whether a peer may read a prompt of this privacy class: a member, and of the same owner where that is asked."""
         assembly, me = self._logbook.assembly, self._logbook.me
-        if privacy == "local":
-            return frozenset()
-        members = assembly.members()
-        return frozenset(
-            peer for peer in members if peer != me and (privacy == "mesh" or assembly.same_owner(me, peer))
-        )
+        if privacy == "local" or peer == me or not assembly.is_member(peer):
+            return False
+        return privacy == "mesh" or assembly.same_owner(me, peer)
 
     def sellers(
         self, digest: bytes, privacy: Privacy, failed: frozenset[PeerId], tokens: tuple[int, int]
     ) -> tuple[PeerId, ...]:
         """The best K sellers of a model that may be asked; `tokens` are those of the prompt and the cap."""
-        allowed = self.allowed(privacy) - failed
         candidates = []
         for offer in self._directory.holders(digest, self._clock.now()):
             seller, advert = offer.advert.sender, offer.advert.message
-            if seller in allowed:
+            if seller not in failed and self.is_allowed(seller, privacy):
                 total = Prices(advert.prompt_micro, advert.completion_micro).total_micro(*tokens)
                 score = self._reputation.of(seller).score
                 candidates.append(Candidate(seller, total, advert.slots_free, is_warm=False, score=score))
@@ -109,8 +105,7 @@ class Eligibility:
         if digest in self._looked_at and not is_urgent:
             return  # nobody has advertised anew since: asking at every chat was half of all that we signed
         self._looked_at[digest] = now
-        members = self._logbook.assembly.members()
-        peers = sorted(peer for peer in self._mesh.connected if peer in members)
+        peers = sorted(peer for peer in self._mesh.connected if self._logbook.assembly.is_member(peer))
         asked = self._rng.sample(peers, min(PEERS_ASKED_FOR_SELLERS, len(peers)))
         if not is_urgent:
             for peer in asked:

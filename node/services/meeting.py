@@ -26,7 +26,7 @@ from protocol.envelope import Sealed
 from protocol.errors import AgoraError, MeshError, NotAuthorised, Unreachable
 from protocol.identity import PeerId
 from protocol.mesh import Mesh, PeerConnected, PeerEvent, Stream
-from protocol.messages import Head, Hello
+from protocol.messages import Advert, Head, Hello
 from protocol.topics import HELLO
 
 if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own types
@@ -36,8 +36,11 @@ ADDRESS = "address"  # the store's record kind: where a member was last reached
 CONNECTED_WANTED = 8  # members we dial by ourselves; more may dial us
 DIAL_BACKOFF_FIRST_S = 0.1  # at our own start the mesh comes up a moment after us
 DIAL_BACKOFF_MIN_S = 1.0  # after a connection that did not last
-DIAL_BACKOFF_MAX_S = 30.0
-GREET_AGAIN_S = 30.0  # one member drawn by lot: mends what gossip lost, well within the 60 s of a revocation
+DIAL_BACKOFF_MAX_S = 30.0  # while nobody is connected; whoever comes back dials by itself
+DIAL_BACKOFF_IDLE_S = 300.0  # while somebody is: a phone must not dial the dead twice a minute
+# A peer's advert says that its logs are not ours: gossip may still be on its way, so look again after this. A changed
+# assembly is news, told within 10 s: what gossip lost is mended well within the 60 s of a revocation.
+MENDING_S = 5.0
 CLOCK_SKEW_WORTH_SAYING_MS = 5_000
 
 
@@ -80,6 +83,8 @@ class Meeting:
         ] = {}  # who has told us how far our own logs go, and whether we agree
         self._changed = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._is_mending = False
+        advertiser.on_difference = self._suspect
         mesh.serve(HELLO, self._answer)
         mesh.watch(self._on_peer)
 
@@ -101,11 +106,10 @@ class Meeting:
                 self._directory.learn(PeerId(record.key.decode()), record.body.decode().split("\n"))
 
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep connected to members; greet one of them again from time to time."""
+        """Keep connected to members."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            nursery.start_soon(self._keep_greeting)
             try:
                 await self._keep_dialling()
             finally:
@@ -237,7 +241,7 @@ class Meeting:
         """One agreement is enough, but not before every member that is connected has had its say, which takes 3 s at most."""
         if self._logbook.is_confirmed:
             return
-        members = self._mesh.connected & self._logbook.assembly.members().keys()
+        members = {peer for peer in self._mesh.connected if self._logbook.assembly.is_member(peer)}
         if any(self._answers.values()) and members <= self._answers.keys():
             self._logbook.confirm()
             self._journal.write("own_log_confirmed", peers=len(self._answers))
@@ -252,11 +256,21 @@ class Meeting:
             ):  # a full disk is no reason to part: it is a shortcut for the next start
                 await self._store.append([Record(ADDRESS, peer_id.encode(), "\n".join(now).encode())])
 
-    async def _keep_greeting(self) -> None:
-        while True:
-            await trio.sleep(GREET_AGAIN_S * self._rng.uniform(0.8, 1.2))
-            if peers := sorted(self.greeted):
-                await self._greet(self._rng.choice(peers))
+    def _suspect(self, advert: Sealed[Advert]) -> None:
+        """A connected member knows other assembly logs than we do: it or we have missed something."""
+        if not self._is_mending and self._nursery is not None and advert.sender in self.greeted:
+            self._is_mending = True
+            self._nursery.start_soon(self._mend, advert)
+
+    async def _mend(self, advert: Sealed[Advert]) -> None:
+        """Greet a member again if what it knows is still not what we know: hellos carry the heads, and each pulls."""
+        try:
+            await trio.sleep(MENDING_S)
+            still_differs = advert.message.assembly != self._logbook.assembly.fingerprint()
+            if still_differs and advert.sender in self.greeted:
+                await self._greet(advert.sender)
+        finally:
+            self._is_mending = False
 
     async def _keep_dialling(self) -> None:
         """Dial bootstrap peers and known members, each with its own growing pause, until enough are connected.
@@ -270,7 +284,7 @@ class Meeting:
         async def dial(address: str, peer: str) -> None:
             reached = await self._dial(address)
             pause = min(
-                DIAL_BACKOFF_MAX_S,
+                DIAL_BACKOFF_IDLE_S if self._mesh.connected else DIAL_BACKOFF_MAX_S,
                 DIAL_BACKOFF_MIN_S if reached else 2 * pauses.get(address, DIAL_BACKOFF_FIRST_S / 2),
             )
             pauses[address] = pause
@@ -284,8 +298,8 @@ class Meeting:
                 now = self._clock.now()
                 next_due = float("inf")
                 wanted = self._to_dial()
-                for address in due.keys() - wanted:
-                    if due[address] + DIAL_BACKOFF_MAX_S < now:  # a member may name new addresses for ever
+                for address in sorted(due.keys() - wanted):
+                    if due[address] + DIAL_BACKOFF_IDLE_S < now:  # a member may name new addresses for ever
                         del due[address]
                         pauses.pop(address, None)
                 for address in wanted:
@@ -306,6 +320,8 @@ class Meeting:
         assembly = self._logbook.assembly
         if assembly.is_barred(self._logbook.me):
             return []  # everybody would hang up at once, and we would ring again
+        if len(connected) >= CONNECTED_WANTED:
+            return []
         known = [
             address
             for peer_id, addresses in self._directory.known().items()

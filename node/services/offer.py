@@ -68,6 +68,7 @@ class OwnOffer:
             completion_micro=self._terms.base.completion_micro,
             device=device,
             heads=tuple(head for head in heads if head),
+            assembly=self._logbook.assembly.fingerprint(),
             addresses=self._mesh.addresses[:4],
         )
 

@@ -97,7 +97,7 @@ class Purchasing:
             budget=budget,
             rng=rng,
         )
-        self._auctioneer = Auctioneer(mesh, wire, clock, Punctuality(), nursery)
+        self._auctioneer = Auctioneer(mesh, wire, clock, directory, Punctuality(), nursery)
 
     # --- buying -------------------------------------------------------------------------------------------------
     async def purchase(self, job: Job, attempt: Attempt, failed: frozenset[PeerId]) -> Purchase | None:
@@ -254,7 +254,7 @@ class Purchasing:
         if lease is None:
             return None
         seller, award = lease.seller, lease.award
-        if seller not in self._eligibility.allowed(job.request.privacy) or seller in failed:
+        if seller in failed or not self._eligibility.is_allowed(seller, job.request.privacy):
             self._leases.retire(award.id)
             return None
         attempt.seller, attempt.award, attempt.is_lease = seller, award, True

@@ -124,9 +124,7 @@ class Daemon:
             device=lambda: self.device,
         )
         records = [*self._surroundings.belonging(), *await self.disk.load()]
-        self.node = Node(
-            ports, self.identity, self.config, records, assembly=self._surroundings.assembly()
-        )
+        self.node = Node(ports, self.identity, self.config, records, assembly=self._surroundings.assembly())
         await self._surroundings.nursery.start(self._live)
 
     async def _live(self, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:

@@ -7,7 +7,9 @@ message by message: it may be lost, come twice, or overtake.
 from dataclasses import dataclass
 from random import Random
 
-RETRANSMISSION_S = 0.2  # the least that TCP waits before it sends again (RFC 6298 allows 1 s; Linux takes 200 ms)
+RETRANSMISSION_S = (
+    0.2  # the least that TCP waits before it sends again (RFC 6298 allows 1 s; Linux takes 200 ms)
+)
 RETRANSMISSION_MAX_S = 6.0  # TCP's pauses double; by then the peers' heartbeats have given the connection up
 REORDERED_BY_S = 0.5  # at most, for a gossip message that takes another way
 

@@ -18,6 +18,8 @@ from protocol.mesh import (
     PeerConnected,
     PeerEvent,
     PeerHandler,
+    PostHandler,
+    Stream,
     StreamHandler,
     Validator,
     Verdict,
@@ -72,6 +74,7 @@ class MemoryMesh:
         self.gossip = Gossip(network, peer_id, self._judge)
         self.events = _Events(self._guard, self.gossip)
         self._handlers: dict[str, tuple[StreamProtocol, StreamHandler]] = {}
+        self._post_handlers: dict[str, PostHandler] = {}
         self._serving: dict[tuple[PeerId, str], int] = {}
         self._subscriptions: dict[str, Subscription] = {}
         self._known: dict[PeerId, None] = {}
@@ -102,6 +105,31 @@ class MemoryMesh:
         """See `protocol.mesh.Mesh`."""
         self._refuse_while_running()
         self._handlers[protocol.name] = (protocol, handler)
+
+    def serve_posts(self, protocol: StreamProtocol, handler: PostHandler) -> None:
+        """See `protocol.mesh.Mesh`."""
+
+        async def take(stream: Stream) -> None:
+            handler(await stream.receive(), stream.peer_id)
+
+        self.serve(protocol, take)  # nobody is bound to `post`: a stream with a frame on it is the same
+        self._post_handlers[protocol.name] = handler
+
+    def post(self, peer_id: PeerId, protocol: StreamProtocol, frame: bytes) -> None:
+        """See `protocol.mesh.Mesh`; like gossip, a post may be lost on its way."""
+        protocol.check_length(frame)
+        connection = self._network.connection(self._peer_id, peer_id)
+        if connection is not None:
+            receiver = self._network.meshes[peer_id]
+            connection.deliver(
+                peer_id, partial(receiver.take_post, protocol, frame, self._peer_id), len(frame)
+            )
+
+    def take_post(self, protocol: StreamProtocol, frame: bytes, peer_id: PeerId) -> None:
+        """A posted frame arrives."""
+        handler = self._post_handlers.get(protocol.name)
+        if handler is not None and self.is_running:
+            self._guard.call(peer_id, protocol.name, lambda: handler(frame, peer_id), None)
 
     def subscribe(self, topic: Topic, validate: Validator, handle: GossipHandler) -> None:
         """See `protocol.mesh.Mesh`."""

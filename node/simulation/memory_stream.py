@@ -42,8 +42,7 @@ class MemoryStream:
 
     async def send(self, frame: bytes) -> None:
         """See `protocol.mesh.Stream`."""
-        if len(frame) > self._protocol.frame_bytes_max:
-            raise LocalProtocolError(f"frame of {len(frame)} bytes, at most {self._protocol.frame_bytes_max}")
+        self._protocol.check_length(frame)
         if self._has_ended:
             raise LocalProtocolError(f"frame on {self._protocol.name} after its end was said")
         await trio.lowlevel.checkpoint()

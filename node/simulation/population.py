@@ -34,7 +34,9 @@ class Askers:
             self._run, [self._of(daemon, workload, scale) for daemon in daemons], self._world.now
         )
 
-    def _of(self, daemon: "Daemon", workload: Workload, scale: float) -> Iterator[tuple[float, str, Question]]:
+    def _of(
+        self, daemon: "Daemon", workload: Workload, scale: float
+    ) -> Iterator[tuple[float, str, Question]]:
         """The questions of one device's user, who is away as often as the device is."""
         per_hour = PROFILES[daemon.profile].chats_per_hour * scale
         rng = self._world.random(f"user {daemon.name}")

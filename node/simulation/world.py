@@ -33,7 +33,7 @@ from node.simulation.virtual_clock import NOON_MS, VirtualClock
 from node.store import Record
 from protocol.envelope import Sealed, seal
 from protocol.identity import Identity, PeerId
-from protocol.messages import NO_HASH, Admitted, Card, Charter
+from protocol.messages import NO_HASH, Admitted, Card, Charter, Entry
 from runtime.echo import ECHO_MODEL
 
 if TYPE_CHECKING:
@@ -87,13 +87,14 @@ class World:
         self._charter: Sealed[Charter]
         self._assembly: Assembly
         self._is_open = False
+        self._away: set[str] = set()  # who is not there when the world begins
         self._tail: bytes
         self._counts: dict[str, int] = {}
 
     # --- chance ---------------------------------------------------------------------------------------------------
     def random(self, purpose: str) -> Random:
         """A stream of randomness of its own for each purpose."""
-        return Random(f"{self.seed} {purpose}")
+        return Random(f"{self.seed} {purpose}")  # noqa: S311  # a world's chance, no secret
 
     def identity(self, name: str) -> Identity:
         """The key of a name."""
@@ -129,7 +130,7 @@ class World:
         self._assembly = Assembly.found(self._charter)
         self._tail = self._charter.id
         self.daemons[FOUNDER] = self._build(FOUNDER, PROFILES["server"], "server", FOUNDER, is_seller=False)
-        self._sign(Card, name="echo", model=ECHO_MODEL)
+        self._sign(lambda index, prev: Card(index=index, prev=prev, name="echo", model=ECHO_MODEL))
 
     async def add(
         self, count: int = 1, *, profile: str = "", owner: str = "", is_seller: bool | None = None
@@ -159,29 +160,31 @@ class World:
         return added
 
     async def _admit(self, daemon: D, owner: str) -> D:
-        fields = {
-            "peer": daemon.peer_id,
-            "owner": owner,
-            "credit_line_micro": CREDIT_MICRO,
-            "invitation_id": bytes(16),
-        }
+        def place(index: int, prev: bytes) -> Admitted:
+            return Admitted(
+                index=index,
+                prev=prev,
+                peer=daemon.peer_id,
+                owner=owner,
+                credit_line_micro=CREDIT_MICRO,
+                invitation_id=bytes(16),
+            )
+
         self.daemons[daemon.name] = daemon
         if not self._is_open:
-            self._sign(Admitted, **fields)
+            self._sign(place)
             return daemon
         founder = self.founder.node
-        entry = await founder.logbook.write(
-            Admitted, lambda index, prev: Admitted(index=index, prev=prev, **fields)
-        )
+        entry = await founder.logbook.write(Admitted, place)
         await founder.sync.announce(entry)
         await daemon.start()
         return daemon
 
-    def _sign(self, form: type[Admitted] | type[Card], **fields: object) -> None:
+    def _sign(self, place: Callable[[int, bytes], Entry]) -> None:
         """Let the founder sign an entry before anything runs."""
         index = len(self._assembly.entries_after(self._assembly.founder, -1))
         entry = seal(
-            form(index=index, prev=self._tail, **fields),
+            place(index, self._tail),
             self.identity(FOUNDER),
             mesh=self.mesh_id,
             seq=(0, index + 1),
@@ -243,7 +246,8 @@ class World:
         """Start every device that has been added, the founder first."""
         self._is_open = True
         for daemon in list(self.daemons.values()):
-            await daemon.start()
+            if daemon.name not in self._away:
+                await daemon.start()
         self.nursery.start_soon(self._sample)
 
     async def run(self, seconds: float) -> None:
@@ -277,22 +281,30 @@ class World:
             await daemon.restart()
 
     def churn(self, daemons: Iterable[Daemon] | None = None) -> None:
-        """Let devices come and go as their profiles say, until the world ends."""
+        """Let devices come and go as their profiles say, until the world ends.
+
+        Said before the first `run`, some are away from the beginning, as in the middle of a device's life.
+        """
         for daemon in list(daemons or self.daemons.values()):
             profile = PROFILES[daemon.profile]
-            if profile.online_mean_s is not None:
-                self.nursery.start_soon(self._come_and_go, daemon, profile)
+            if profile.online_mean_s is None:
+                continue
+            sessions = sessions_online(self.random(f"churn {daemon.name}"), profile, self.seconds - self.now)
+            lives = [(self.now + start, self.now + end) for start, end in sessions]
+            if not lives or lives[0][0] > self.now:
+                self._away.add(daemon.name)
+            self.nursery.start_soon(self._come_and_go, daemon, lives)
 
-    async def _come_and_go(self, daemon: Daemon, profile: Profile) -> None:
-        rng = self.random(f"churn {daemon.name}")
-        for start, end in sessions_online(rng, profile, self.seconds):
-            if start > 0:
-                await daemon.kill()
-                await trio.sleep_until(self._began + start)
+    async def _come_and_go(self, daemon: Daemon, lives: list[tuple[float, float]]) -> None:
+        if daemon.name in self._away:
+            await daemon.kill()
+        for start, end in lives:
+            await trio.sleep(max(0.0, start - self.now))
             if not daemon.is_online:
                 await daemon.start()
-            await trio.sleep_until(self._began + end)
-        await daemon.kill()
+            await trio.sleep(end - self.now)
+            if end < self.seconds:
+                await daemon.kill()
 
     # --- load -------------------------------------------------------------------------------------------------------
     def ask_everywhere(self, workload: "Workload", *, chats: float | None = None) -> None:
@@ -330,9 +342,7 @@ class World:
                 daemon.name,
                 daemon.profile,
                 daemon.is_online,
-                tuple(
-                    names[peer] for peer in self.network.connected(daemon.peer_id) if peer in names
-                ),
+                tuple(names[peer] for peer in self.network.connected(daemon.peer_id) if peer in names),
             )
             for daemon in self.daemons.values()
         ]

@@ -30,6 +30,7 @@ SINK = StreamProtocol("/test/sink/1", frame_bytes_max=256 * 1024)
 SMALL = StreamProtocol("/test/small/1", frame_bytes_max=16)
 SMALL_AS_A_LIAR_SEES_IT = StreamProtocol("/test/small/1", frame_bytes_max=1024)
 FEW = StreamProtocol("/test/few/1", frame_bytes_max=16, streams_max=2)
+POSTS = StreamProtocol("/test/posts/1", frame_bytes_max=16)
 NEWS = Topic("/test/news/1", frozenset())
 
 
@@ -74,10 +75,17 @@ class Node:
         self.journal = journal
         self.peers = Happenings()
         self.news = Happenings()
+        self.posts = Happenings()
         self.verdict: Callable[[bytes, PeerId], Verdict] = lambda _data, _peer: Verdict.ACCEPT
         mesh.watch(self._hear_of_peer)
         mesh.serve(ECHO, echo)
+        mesh.serve_posts(POSTS, self._take_post)
         mesh.subscribe(NEWS, self._judge_news, self._hear_news)
+
+    def _take_post(self, frame: bytes, peer: PeerId) -> None:
+        if frame == b"nonsense":
+            raise MalformedMessage("a post that means nothing")
+        self.posts.add((frame, peer))
 
     async def _hear_of_peer(self, event: PeerEvent) -> None:
         self.peers.add(event)
@@ -522,6 +530,53 @@ async def test_a_peer_has_only_so_many_streams_of_a_protocol(world: World) -> No
                 break
             except StreamBroken:
                 continue
+
+
+async def test_a_posted_frame_arrives_and_nobody_waited_for_it(world: World) -> None:
+    ann, bob = await world.pair()
+
+    ann.mesh.post(bob.peer_id, POSTS, b"an advert")
+
+    await bob.posts.until(len)
+    assert bob.posts == [(b"an advert", ann.peer_id)]
+
+
+async def test_a_post_to_a_peer_that_is_away_is_lost_and_harms_nothing(world: World) -> None:
+    ann, bob = await world.pair()
+
+    ann.mesh.post(Identity.generate().peer_id, POSTS, b"lost")
+    ann.mesh.post(bob.peer_id, POSTS, b"found")
+
+    await bob.posts.until(len)
+    assert bob.posts == [(b"found", ann.peer_id)]
+
+
+async def test_a_post_that_its_handler_refuses_is_counted_against_the_sender(world: World) -> None:
+    ann, bob = await world.pair()
+
+    ann.mesh.post(bob.peer_id, POSTS, b"nonsense")
+
+    assert (await bob.journal.until_written("offence_counted"))["peer_id"] == ann.peer_id
+    assert bob.posts == []
+
+
+async def test_a_frame_on_a_stream_of_its_own_is_a_post(world: World) -> None:
+    """Whoever does not know `post` opens the stream by hand."""
+    ann, bob = await world.pair()
+
+    stream = await ann.mesh.open_stream(bob.peer_id, POSTS)
+    await stream.send(b"by hand")
+    await stream.end()
+
+    await bob.posts.until(len)
+    assert bob.posts == [(b"by hand", ann.peer_id)]
+
+
+async def test_a_post_over_our_own_limit_is_our_bug(world: World) -> None:
+    ann, bob = await world.pair()
+
+    with pytest.raises(LocalProtocolError):
+        ann.mesh.post(bob.peer_id, POSTS, bytes(17))
 
 
 async def test_a_slow_reader_holds_the_writer_back_and_loses_nothing(world: World) -> None:

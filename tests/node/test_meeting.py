@@ -7,7 +7,6 @@ import msgspec
 import pytest
 import trio
 
-from node.simulation.memory_stream import MemoryStream
 from protocol import limits
 from protocol.errors import MeshError
 from protocol.identity import PeerId
@@ -21,14 +20,14 @@ from tests.node.world import MAINS, Daemon, World, person
 def adverts_sent(daemon: Daemon) -> list[tuple[float, PeerId]]:
     """A list that grows by when and to whom this daemon sends its advert."""
     sent: list[tuple[float, PeerId]] = []
-    open_stream = daemon.mesh.open_stream
+    post = daemon.mesh.post
 
-    async def watched(peer_id: PeerId, protocol: StreamProtocol) -> MemoryStream:
+    def watched(peer_id: PeerId, protocol: StreamProtocol, frame: bytes) -> None:
         if protocol is ADVERT:
             sent.append((trio.current_time(), peer_id))
-        return await open_stream(peer_id, protocol)
+        post(peer_id, protocol, frame)
 
-    daemon.mesh.open_stream = watched  # type: ignore[method-assign]
+    daemon.mesh.post = watched  # type: ignore[method-assign]
     return sent
 
 
@@ -196,7 +195,6 @@ async def test_an_advert_goes_to_twenty_members_at_most(world: World) -> None:
     puppets = [await world.puppet(f"p{number}") for number in range(25)]
     bob = await world.add("bob")
     for puppet in puppets:
-        puppet.serve(ADVERT, _swallow)
         await puppet.meet(bob)
     sent = adverts_sent(bob)
 
@@ -204,10 +202,6 @@ async def test_an_advert_goes_to_twenty_members_at_most(world: World) -> None:
 
     assert len(sent) == 20
     assert len({peer for _, peer in sent}) == 20
-
-
-async def _swallow(stream: Stream) -> None:
-    await stream.receive()
 
 
 async def test_a_seller_that_fell_silent_is_forgotten_after_three_minutes(world: World) -> None:

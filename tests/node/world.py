@@ -560,6 +560,7 @@ class Puppet:
                 completion_micro=completion_micro,
                 device=MAINS,
                 heads=(),
+                assembly=self.world.founder.node.logbook.assembly.fingerprint(),
                 addresses=(self.address,),
             ),
             ttl_ms=180_000,

@@ -250,6 +250,7 @@ def _meeting(vectors: _Vectors, charter: Sealed[Any]) -> Sealed[Any]:
                 sandbox="S3",
             ),
             heads=(),
+            assembly=charter.id,
             addresses=(address,),
         ),
         SELLER,
