@@ -63,8 +63,15 @@ def show(summary: "Summary", files: list[Path], replay: Path | None) -> None:
 
     out.print(Text(title(summary), "bold"))
     for heading, rows in sections(summary):
-        shown = Table(box=None, show_header=False, title=heading, title_justify="left", title_style="cyan")
-        shown.add_column(style="dim", min_width=NAME_WIDTH, no_wrap=True)
+        shown = Table(
+            box=None,
+            show_header=False,
+            title=heading,
+            title_justify="left",
+            title_style="cyan",
+            pad_edge=False,
+        )
+        shown.add_column(style="dim", width=NAME_WIDTH, overflow="fold")
         shown.add_column(overflow="fold")
         for name, value in rows:
             shown.add_row(name, cell(value, "bold red" if name == "VIOLATED" else ""))
@@ -96,11 +103,11 @@ def tell_of_difference(difference: "Diverged", trace: "Trace", replay: Path, *, 
         shown.add_column(overflow="fold")
         for line in before:
             shown.add_row("before", cell(line))
-        for name, line, style in (
+        for name, said, style in (
             ("recorded", difference.expected, "green"),
             ("now", difference.found, "red"),
         ):
-            shown.add_row(name, cell(line.decode(errors="backslashreplace") or THE_END, style))
+            shown.add_row(name, cell(said.decode(errors="backslashreplace") or THE_END, style))
         out.print(shown)
     header = read_header(replay)
     commits = (header.commit or "unknown", trace.header.commit or "unknown")

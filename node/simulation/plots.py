@@ -42,6 +42,7 @@ DOTS_PER_IN: Final = 150
 WINDOWS_MAX: Final = 60
 WINDOW_CHATS: Final = 20  # a percentile of fewer says little
 LINKS_AS_SHAPES_MAX: Final = 5_000  # more are one picture inside the SVG
+DOTS_AS_SHAPES_MAX: Final = 1_000  # the same
 LOGARITHMIC_FROM: Final = 30.0  # times between the lowest and the highest value
 NOTHING: Final = "nothing to show"
 
@@ -92,7 +93,7 @@ def latency(seen: Seen, summary: Summary) -> Figure:
         points = [
             (outcome.at_s, value)
             for outcome in seen.outcomes
-            if (value := getattr(outcome, attribute)) is not None
+            if (value := getattr(outcome, attribute))  # a chat under a lease has no auction
         ]
         axes.set_ylabel(name)
         if not points:
@@ -110,9 +111,19 @@ def latency(seen: Seen, summary: Summary) -> Figure:
                 marker="o" if len(windows) < 15 else None,
                 markersize=3.5,
             )
+        axes.scatter(
+            [at_s / scale for at_s, _ in points],
+            [value * 1000 for _, value in points],
+            s=float(np.clip(4_000 / len(points), 3, 12)),
+            color=GREY,
+            alpha=0.4,
+            linewidths=0,
+            rasterized=len(points) > DOTS_AS_SHAPES_MAX,
+            label="a chat",
+        )
         _choose_scale(axes, [value for _, value in points])
     if panels[0].lines:
-        panels[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
+        panels[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0.2)
     panels[1].set_xlabel(f"virtual time, {unit}")
     panels[1].set_xlim(0, seen.seconds / scale)
     return figure

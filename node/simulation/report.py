@@ -9,7 +9,7 @@ from node.simulation.summary import Learning, Moment, Network, Percentiles, Requ
 NAME_WIDTH: Final = 26
 MICRO: Final = 1_000_000  # micro-credits in a credit
 SPARKS: Final = "▁▂▃▄▅▆▇█"
-SPARKS_MAX: Final = 40  # characters; more samples are averaged
+SPARKS_MAX: Final = 20  # characters; more samples are averaged
 
 Section = tuple[str, list[tuple[str, str]]]
 
@@ -33,7 +33,7 @@ def sections(summary: Summary) -> list[Section]:
     speed = f"{summary.node_seconds_per_s:,.0f} node-seconds a second"
     return [
         ("requests", _request_rows(summary.requests)),
-        ("latency", [("auction", _spread(summary.auction)), ("first token", _spread(summary.first_token))]),
+        ("latency", [_spread("auction", summary.auction), _spread("first token", summary.first_token)]),
         ("market", [*_market_rows(summary.market), ("ledger sum", _credits(summary.ledger_sum_micro))]),
         ("network", _network_rows(summary.network, summary.reached)),
         ("learning", _learning_rows(summary.learning)),
@@ -41,7 +41,8 @@ def sections(summary: Summary) -> list[Section]:
         (
             "run",
             [
-                ("trace", f"{summary.events:,} events, digest {summary.digest}"),
+                ("events", f"{summary.events:,}"),
+                ("digest", summary.digest),
                 ("took", f"{summary.wall_s:,.1f} s: {speed}"),
             ],
         ),
@@ -66,7 +67,10 @@ def _request_rows(requests: Requests) -> list[tuple[str, str]]:
         if state == "finished":
             rows.append(("  after a failover", f"{requests.failed_over:,}"))
         if state == "unsold":
-            rows += [(f"  {reason}", f"{count:,}") for reason, count in requests.unsold_by_reason.items()]
+            rows += [("  because", f"{count:,}  {why}") for why, count in requests.unsold_by_reason.items()]
+    declines = ", ".join(f"{count:,} {why}" for why, count in requests.declines_by_reason.items())
+    if declines:
+        rows.append(("declines of sellers", declines))
     return rows
 
 
@@ -74,7 +78,7 @@ def _market_rows(market: Sequence[Moment]) -> list[tuple[str, str]]:
     prices = [each.price_micro for each in market if each.price_micro is not None]
     loads = [each.utilisation for each in market]
     if not loads:
-        return [("price", "not sampled"), ("utilisation", "not sampled")]
+        return [("price", "not sampled"), ("slots busy", "not sampled")]
     price = (
         f"{spark(prices)}  {_number(min(prices))} to {_number(max(prices))} µ a token"
         if prices
@@ -84,8 +88,8 @@ def _market_rows(market: Sequence[Moment]) -> list[tuple[str, str]]:
     return [
         ("price over time", price),
         (
-            "utilisation over time",
-            f"{spark(loads, 0.0)}  {100 * mean:.1f} % of the slots, {100 * max(loads):.1f} % at most",
+            "slots busy over time",
+            f"{spark(loads, 0.0)}  {100 * mean:.1f} %, {100 * max(loads):.1f} % at most",
         ),
     ]
 
@@ -95,7 +99,7 @@ def _network_rows(network: Network, reached: tuple[float, float] | None) -> list
     spread = (
         "not followed"
         if reached is None
-        else f"half of the nodes after {_milliseconds(reached[0])}, 99 % after {_milliseconds(reached[1])}"
+        else f"half of the nodes after {_time(reached[0])}, 99 % after {_time(reached[1])}"
     )
     return [
         ("messages per node and hour", f"{network.messages_per_node_hour:,.0f}"),
@@ -130,20 +134,19 @@ def spark(values: Sequence[float], low: float | None = None) -> str:
     return "".join(SPARKS[round((mean - bottom) / step)] for mean in means)
 
 
-def _spread(found: Percentiles | None) -> str:
+def _spread(name: str, found: Percentiles | None) -> tuple[str, str]:
     if found is None:
-        return "none"
+        return name, "none"
     shown = ((50, found.p50_s), (90, found.p90_s), (95, found.p95_s), (99, found.p99_s))
-    parts = "   ".join(f"p{percent} {_milliseconds(value_s)}" for percent, value_s in shown)
-    return f"{parts}   of {found.count:,}"
+    return f"{name}, of {found.count:,}", "  ".join(f"p{part} {_time(value_s)}" for part, value_s in shown)
 
 
 def _share(count: int, of: int) -> str:
     return f"   {100 * count / of:.1f} %" if of else ""
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:,.0f} ms" if seconds < 10 else f"{seconds:,.1f} s"
+def _time(seconds: float) -> str:
+    return f"{seconds * 1000:,.0f} ms" if seconds < 1 else f"{seconds:,.2f} s"
 
 
 def _number(value: float) -> str:

@@ -79,12 +79,14 @@ class Requests:
         by_state: see `Outcome.state`; each state is there, with 0 when nothing ended so.
         failed_over: finished by another seller than the first.
         unsold_by_reason: the commonest first.
+        declines_by_reason: what single sellers said, over all chats; the commonest first.
     """
 
     asked: int
     by_state: Mapping[str, int]
     failed_over: int
     unsold_by_reason: Mapping[str, int]
+    declines_by_reason: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Summary:
     """Everything the report says.
 
     Attributes:
+        auction: of those that were held; a chat under a lease has none.
         reached: until half, and until 99 %, of those whom one gossiped message reached had heard it: medians over the
             messages; None when none was followed.
         wall_s: what the run took; with `nodes` and `seconds` the only part that another machine changes.
@@ -168,7 +171,7 @@ def summarise(seen: Seen, header: Header, wall_s: float) -> Summary:
         nodes=seen.nodes,
         seconds=seen.seconds,
         requests=_requests(seen.outcomes),
-        auction=percentiles(outcome.auction_s for outcome in seen.outcomes),
+        auction=percentiles(outcome.auction_s or None for outcome in seen.outcomes),
         first_token=percentiles(outcome.ttft_s for outcome in seen.outcomes),
         market=tuple(moment(sample) for sample in seen.samples),
         ledger_sum_micro=seen.ledger_sum_micro,
@@ -216,12 +219,20 @@ def moment(sample: Sample) -> Moment:
 def _requests(outcomes: Sequence[Outcome]) -> Requests:
     found = Counter(outcome.state for outcome in outcomes)
     reasons = Counter(outcome.reason or "unknown" for outcome in outcomes if outcome.state == "unsold")
+    declines: Counter[str] = Counter()
+    for outcome in outcomes:
+        declines.update(outcome.declines)
     return Requests(
         asked=len(outcomes),
         by_state={state: found.pop(state, 0) for state in STATES} | dict(sorted(found.items())),
         failed_over=sum(outcome.state == "finished" and outcome.attempts > 1 for outcome in outcomes),
-        unsold_by_reason=dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+        unsold_by_reason=_commonest_first(reasons),
+        declines_by_reason=_commonest_first(declines),
     )
+
+
+def _commonest_first(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _reached(propagation: Sequence[Propagation]) -> tuple[float, float] | None:

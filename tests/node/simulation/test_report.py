@@ -15,17 +15,18 @@ HEADER = Header(agora="0.1.0", commit="abc", scenario="churn", seed=7, nodes=4, 
 
 
 def small_run() -> Run:
-    """Six chats on four nodes in two hours; auctions of 10, 20, 30 ms."""
+    """Seven chats on four nodes in two hours; auctions of 10, 20, 30 ms, and one under a lease."""
     return Run(
         nodes=4,
         seconds=7_200.0,
         outcomes=[
             Outcome(0.0, "n0", state="finished", attempts=1, auction_s=0.01, ttft_s=0.1, tokens=9),
             Outcome(1.0, "n1", state="finished", attempts=2, auction_s=0.02, ttft_s=2.5, tokens=9),
-            Outcome(2.0, "n0", state="unsold", reason="no_seller"),
-            Outcome(3.0, "n0", state="unsold", reason="price"),
+            Outcome(2.0, "n0", state="unsold", reason="no_seller", declines={"context": 2, "busy": 1}),
+            Outcome(3.0, "n0", state="unsold", reason="price", declines={"busy": 4, "price": 2}),
             Outcome(4.0, "n2", state="unsold", reason="price"),
             Outcome(5.0, "n2", state="failed", attempts=1, auction_s=0.03),
+            Outcome(6.0, "n1", state="running", attempts=1, auction_s=0.0, ttft_s=0.05),
         ],
         samples=[Sample(0.0, 4, 8, 0, 80.0, 0, 0, 0), Sample(60.0, 3, 4, 3, 90.0, 3, 100, 1_000)],
         traffic={"n0": Traffic(300, 1_000_000), "n1": Traffic(100, 1_400_000)},
@@ -42,27 +43,29 @@ def test_a_report_is_these_lines() -> None:
         "churn, seed 7: 4 nodes for 2 h",
         "",
         "requests",
-        "  asked                      6",
-        "  finished                   2   33.3 %",
+        "  asked                      7",
+        "  finished                   2   28.6 %",
         "    after a failover         1",
-        "  unsold                     3   50.0 %",
-        "    price                    2",
-        "    no_seller                1",
-        "  failed                     1   16.7 %",
+        "  unsold                     3   42.9 %",
+        "    because                  2  price",
+        "    because                  1  no_seller",
+        "  failed                     1   14.3 %",
+        "  running                    1   14.3 %",
+        "  declines of sellers        5 busy, 2 context, 2 price",
         "",
         "latency",
-        "  auction                    p50 20 ms   p90 30 ms   p95 30 ms   p99 30 ms   of 3",
-        "  first token                p50 100 ms   p90 2,500 ms   p95 2,500 ms   p99 2,500 ms   of 2",
+        "  auction, of 3              p50 20 ms  p90 30 ms  p95 30 ms  p99 30 ms",
+        "  first token, of 3          p50 100 ms  p90 2.50 s  p95 2.50 s  p99 2.50 s",
         "",
         "market",
         "  price over time            ▁█  80 to 90 µ a token",
-        "  utilisation over time      ▁█  37.5 % of the slots, 75.0 % at most",
+        "  slots busy over time       ▁█  37.5 %, 75.0 % at most",
         "  ledger sum                 0.000000 credits",
         "",
         "network",
         "  messages per node and hour 50",
         "  bytes per node and hour    300 kB",
-        "  messages per node and chat 16.7",
+        "  messages per node and chat 14.3",
         "  a gossiped message         half of the nodes after 200 ms, 99 % after 300 ms",
         "",
         "learning",
@@ -75,7 +78,8 @@ def test_a_report_is_these_lines() -> None:
         "  no job is lost             held 120 times",
         "",
         "run",
-        f"  trace                      1,234 events, digest {'ab' * 16}",
+        "  events                     1,234",
+        f"  digest                     {'ab' * 16}",
         "  took                       4.0 s: 7,200 node-seconds a second",
     ]
 
@@ -91,7 +95,7 @@ def test_a_world_in_which_nothing_happened_has_a_report_too() -> None:
         "auction": "none",
         "first token": "none",
         "price": "not sampled",
-        "utilisation": "not sampled",
+        "slots busy": "not sampled",
         "ledger sum": "0.000000 credits",
         "messages per node and hour": "0",
         "bytes per node and hour": "0 B",
@@ -101,7 +105,8 @@ def test_a_world_in_which_nothing_happened_has_a_report_too() -> None:
         "votes": "0",
         "privacy spent": "0",
         "none": "nothing was checked",
-        "trace": f"0 events, digest {'00' * 16}",
+        "events": "0",
+        "digest": "00" * 16,
         "took": "0.0 s: 0 node-seconds a second",
     }
 
@@ -124,17 +129,18 @@ def test_the_summary_is_json_that_holds_every_figure() -> None:
 
     assert found["header"] == msgspec.to_builtins(HEADER)
     assert found["requests"] == {
-        "asked": 6,
-        "by_state": {"finished": 2, "unsold": 3, "failed": 1, "lost": 0, "running": 0},
+        "asked": 7,
+        "by_state": {"finished": 2, "unsold": 3, "failed": 1, "lost": 0, "running": 1},
         "failed_over": 1,
         "unsold_by_reason": {"price": 2, "no_seller": 1},
+        "declines_by_reason": {"busy": 5, "context": 2, "price": 2},
     }
     assert found["auction"] == {"count": 3, "p50_s": 0.02, "p90_s": 0.03, "p95_s": 0.03, "p99_s": 0.03}
     assert found["market"] == [
         {"at_s": 0.0, "price_micro": 80.0, "utilisation": 0.0},
         {"at_s": 60.0, "price_micro": 90.0, "utilisation": 0.75},
     ]
-    assert found["network"]["messages_per_node_chat"] == 400 / 4 / 6
+    assert found["network"]["messages_per_node_chat"] == 400 / 4 / 7
     assert (found["ledger_sum_micro"], found["digest"], found["node_seconds_per_s"]) == (0, "ab" * 16, 7_200)
 
 
