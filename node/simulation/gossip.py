@@ -229,6 +229,7 @@ class Gossip:
 
     def _keep(self, message: Message) -> None:
         self._heard[message.key] = trio.current_time()
+        self._network.heard(message.key, message.data)
         if len(self._heard) > DEDUPE_MAX:
             self._heard.popitem(last=False)
         self._recent[message.key] = (message, self._next_tick())

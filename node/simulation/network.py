@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SILENCE_S = 6.0  # as the host: a heartbeat a second and five seconds of patience
 DIAL_TIMEOUT_S = 10.0
 STREAMS_SWEPT = 8  # streams on a connection before those that are over are first looked for
+GOSSIP_FOLLOWED = 20  # messages whose way is kept for the plots
 FRAME_OVERHEAD_BYTES = 34  # length prefix 4, yamux header 12, Noise length and tag 18
 IP_PACKET_OVERHEAD_BYTES = 52  # TCP and IPv4 headers with timestamps, once a frame: most frames fit a packet
 
@@ -132,6 +133,7 @@ class Network:
         self.meshes: dict[PeerId, MemoryMesh] = {}
         self.weather = Link()  # what befalls links that nothing else was said about
         self.traffic: dict[PeerId, Traffic] = {}
+        self.followed: dict[bytes, tuple[bytes, list[float]]] = {}  # gossip by key: its bytes, when it was heard
         self._uplinks: dict[PeerId, Uplink] = {}
         self._latency_range = latency_s
         self._tick_s = tick_s
@@ -252,6 +254,13 @@ class Network:
         if self._tick_s:
             at = math.ceil(at / self._tick_s) * self._tick_s
         return at
+
+    def heard(self, key: bytes, data: bytes) -> None:
+        """A node has a gossiped message for the first time: follow the first few through the mesh."""
+        if key not in self.followed and len(self.followed) < GOSSIP_FOLLOWED:
+            self.followed[key] = (data, [])
+        if key in self.followed:
+            self.followed[key][1].append(trio.current_time())
 
     def is_cut(self, sender: PeerId, receiver: PeerId) -> bool:
         """Whether nothing travels in this direction."""

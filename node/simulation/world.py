@@ -27,11 +27,11 @@ from node.simulation.disk import Disk
 from node.simulation.engine import SimulatedEngine
 from node.simulation.link import Uplink
 from node.simulation.network import Network
-from node.simulation.observations import MapNode, Outcome, Sample
+from node.simulation.observations import MapNode, Outcome, Propagation, Sample
 from node.simulation.population import Askers
 from node.simulation.virtual_clock import NOON_MS, VirtualClock
 from node.store import Record
-from protocol.envelope import Sealed, seal
+from protocol.envelope import Sealed, open_sealed, seal
 from protocol.identity import Identity, PeerId
 from protocol.messages import NO_HASH, Admitted, Card, Charter, Entry
 from runtime.echo import ECHO_MODEL
@@ -82,11 +82,13 @@ class World:
         self.outcomes: list[Outcome] = []
         self.samples: list[Sample] = []
         self.askers = Askers(self)
+        self.replay_command = ""  # how a user runs this very world again
         self._on_event = on_event
         self._clock = VirtualClock()
         self._charter: Sealed[Charter]
         self._assembly: Assembly
         self._is_open = False
+        self._opened = trio.Event()
         self._away: set[str] = set()  # who is not there when the world begins
         self._tail: bytes
         self._counts: dict[str, int] = {}
@@ -232,6 +234,7 @@ class World:
     async def running(self) -> AsyncIterator[None]:
         """Hold the network; end every process at the end."""
         self._began = trio.current_time()
+        self.found()
         await self.nursery.start(self.network.run)
         try:
             yield
@@ -248,6 +251,7 @@ class World:
         for daemon in list(self.daemons.values()):
             if daemon.name not in self._away:
                 await daemon.start()
+        self._opened.set()
         self.nursery.start_soon(self._sample)
 
     async def run(self, seconds: float) -> None:
@@ -296,6 +300,7 @@ class World:
             self.nursery.start_soon(self._come_and_go, daemon, lives)
 
     async def _come_and_go(self, daemon: Daemon, lives: list[tuple[float, float]]) -> None:
+        await self._opened.wait()
         if daemon.name in self._away:
             await daemon.kill()
         for start, end in lives:
@@ -316,6 +321,23 @@ class World:
         while True:
             self.samples.append(self._look())
             await trio.sleep(SAMPLE_S)
+
+    @property
+    def chats_finished(self) -> int:
+        """How many have been answered so far."""
+        return sum(outcome.state == "finished" for outcome in self.outcomes)
+
+    @property
+    def propagation(self) -> list[Propagation]:
+        """How the first gossiped messages went through the mesh."""
+        return [
+            Propagation(
+                kind=open_sealed(data, mesh=self.mesh_id).message.kind,
+                at_s=times[0] - self._began,
+                heard_s=tuple(time_s - times[0] for time_s in times),
+            )
+            for data, times in self.network.followed.values()
+        ]
 
     def _look(self) -> Sample:
         online = [daemon for daemon in self.daemons.values() if daemon.is_online]
