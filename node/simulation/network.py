@@ -143,18 +143,15 @@ class Network:
         self._cut: dict[tuple[PeerId, PeerId], float] = {}  # link -> since when
         self._due: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = count()
-        self._wakes_at = math.inf
-        self._sooner = trio.Event()
+        self._sleep = trio.CancelScope()  # ends when the next is due
 
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Make things arrive when they are due, until cancelled."""
         task_status.started()
         due = self._due
         while True:
-            self._sooner = trio.Event()
-            self._wakes_at = due[0][0] if due else math.inf
-            with trio.move_on_at(self._wakes_at):
-                await self._sooner.wait()
+            with trio.CancelScope(deadline=due[0][0] if due else math.inf) as self._sleep:
+                await trio.sleep_forever()
             now = trio.current_time()
             while due and due[0][0] <= now:
                 heapq.heappop(due)[2]()
@@ -273,9 +270,7 @@ class Network:
     def at(self, time_s: float, work: Callable[[], object]) -> None:
         """Do something at a time; what is due at the same time happens in the order it was asked for."""
         heapq.heappush(self._due, (time_s, next(self._numbers), work))
-        if time_s < self._wakes_at:
-            self._wakes_at = time_s
-            self._sooner.set()
+        self._sleep.deadline = min(self._sleep.deadline, time_s)
 
     def connection(self, one: PeerId, other: PeerId) -> Connection | None:
         """The live connection of two peers."""
