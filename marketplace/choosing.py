@@ -12,6 +12,7 @@ from protocol import limits
 from protocol.identity import PeerId
 
 WARM_FACTOR = 3.0  # a session's cache spares most of the prefill
+AFAR_FACTOR = 0.5  # not connected: a dial comes before the question, and it may be gone
 FULL_FACTOR = 0.2  # no slot free at its last advert: it may have one by now
 
 
@@ -21,6 +22,7 @@ class Candidate:
 
     Attributes:
         total_micro: what the request comes to at its advertised prices.
+        is_connected: a connection to it stands, so it is there.
         is_warm: it served this session last.
         score: `Record.score`.
     """
@@ -28,6 +30,7 @@ class Candidate:
     peer: PeerId
     total_micro: int
     slots_free: int
+    is_connected: bool
     is_warm: bool
     score: float
 
@@ -61,4 +64,5 @@ def promise(candidate: Candidate, usual_micro: float) -> float:
     warm = WARM_FACTOR if candidate.is_warm else 1.0
     free = 1.0 if candidate.slots_free > 0 else FULL_FACTOR
     dear = 1.0 + (candidate.total_micro / usual_micro if usual_micro else float(candidate.total_micro > 0))
-    return candidate.score * warm * free / dear
+    near = 1.0 if candidate.is_connected else AFAR_FACTOR
+    return candidate.score * warm * free * near / dear

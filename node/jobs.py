@@ -42,7 +42,7 @@ class Attempt:
     """One attempt at a job."""
 
     number: int
-    asked: Sequence[PeerId] = ()
+    asked: tuple[PeerId, ...] = ()
     window_s: float = 0.0
     auction_s: float = 0.0
     answers: list[Answer] = field(default_factory=list)

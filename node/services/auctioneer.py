@@ -68,7 +68,7 @@ class Auctioneer:
             window_s=bid_window_s(round_trips),
             now=opened_at,
         )
-        attempt.asked = sellers
+        attempt.asked += sellers
         attempt.window_s = auction.window_s
         streams: dict[PeerId, Stream] = {}
         send, inbox = trio.open_memory_channel[tuple[str, BidOrDecline]](len(sellers) + 1)
@@ -125,12 +125,13 @@ class Auctioneer:
     def _note(self, auction: Auction, attempt: Attempt, opened_at: float) -> None:
         for missed in auction.missed:
             self._punctuality.missed(missed)
-        attempt.auction_s = self._clock.now() - opened_at
+        took_s = self._clock.now() - opened_at
+        attempt.auction_s += took_s
         answered = {answer.peer: answer for answer in auction.answers}
         for seller in auction.asked:
             known = answered.get(seller)
             if known is None:
-                attempt.answers.append(Answer(seller, attempt.auction_s, reason="silent"))
+                attempt.answers.append(Answer(seller, took_s, reason="silent"))
             elif isinstance(known.said, Absent):
                 attempt.answers.append(
                     Answer(seller, known.after_s, reason=known.said.reason, detail=known.said.detail)

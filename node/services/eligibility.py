@@ -65,13 +65,22 @@ class Eligibility:
         self, digest: bytes, privacy: Privacy, failed: frozenset[PeerId], tokens: tuple[int, int]
     ) -> tuple[PeerId, ...]:
         """The best K sellers of a model that may be asked; `tokens` are those of the prompt and the cap."""
-        candidates = []
+        candidates, connected = [], self._mesh.connected
         for offer in self._directory.holders(digest, self._clock.now()):
             seller, advert = offer.advert.sender, offer.advert.message
             if seller not in failed and self.is_allowed(seller, privacy):
                 total = Prices(advert.prompt_micro, advert.completion_micro).total_micro(*tokens)
                 score = self._reputation.of(seller).score
-                candidates.append(Candidate(seller, total, advert.slots_free, is_warm=False, score=score))
+                candidates.append(
+                    Candidate(
+                        seller,
+                        total,
+                        advert.slots_free,
+                        is_connected=seller in connected,
+                        is_warm=False,
+                        score=score,
+                    )
+                )
         return best(candidates, self._rng)
 
     async def find_sellers(

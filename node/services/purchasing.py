@@ -45,6 +45,7 @@ from protocol.messages import (
 from protocol.topics import JOB
 
 ACCEPT_TIMEOUT_S = 2.0
+AUCTIONS_MAX = 3  # for one attempt: of those an advert names, any may be gone by now
 WORK_OVERHEAD_BYTES = 8 * limits.KIB  # what a work message carries beside the chat and the received ids
 
 
@@ -112,19 +113,7 @@ class Purchasing:
         if leased is not None:
             return leased
         tokens = (_estimated_tokens(job), self._completion_cap(job))
-        sellers = await self._eligibility.find_sellers(job.digest, job.request.privacy, failed, tokens)
-        if not sellers:
-            raise Unsold(self._eligibility.why_nobody(job, failed), declines_of(job))
-        request = self._request(
-            job.job_id, attempt.number, job.digest, tokens, job.request.privacy, job.request.session
-        )
-        sale = await self._hold_auction(request, sellers, attempt)
-        if isinstance(sale, NoSale):
-            attempt.outcome = "unsold"
-            declines = declines_of(job)
-            if declines and all(decline.reason == "context" for decline in declines):
-                raise BadPrompt(f"the prompt does not fit any seller's context: {declines[0].detail}")
-            raise Unsold(_summary(declines), declines)
+        request, sale = await self._find_sale(job, attempt, failed, tokens)
         try:
             award = await self._award(job, attempt, request, sale)
         except BaseException:
@@ -144,6 +133,33 @@ class Purchasing:
             self.failed(job, attempt, is_sellers_fault=False)  # nothing came of it: its hold goes back
             raise
         return Purchase(sale.seller, award, sale.stream, is_lease=False)
+
+    async def _find_sale(
+        self, job: Job, attempt: Attempt, failed: frozenset[PeerId], tokens: tuple[int, int]
+    ) -> tuple[Request, Sale]:
+        """Hold an auction, and another among those not asked yet when nobody of the first would or was there.
+
+        Raises:
+            Unsold, BadPrompt: nobody will.
+        """
+        for _ in range(AUCTIONS_MAX):
+            asked = failed | frozenset(attempt.asked)
+            sellers = await self._eligibility.find_sellers(job.digest, job.request.privacy, asked, tokens)
+            if not sellers:
+                break
+            request = self._request(
+                job.job_id, attempt.number, job.digest, tokens, job.request.privacy, job.request.session
+            )
+            sale = await self._hold_auction(request, sellers, attempt)
+            if isinstance(sale, Sale):
+                return request, sale
+        if not attempt.asked:
+            raise Unsold(self._eligibility.why_nobody(job, failed), declines_of(job))
+        attempt.outcome = "unsold"
+        declines = declines_of(job)
+        if declines and all(decline.reason == "context" for decline in declines):
+            raise BadPrompt(f"the prompt does not fit any seller's context: {declines[0].detail}")
+        raise Unsold(_summary(declines), declines)
 
     async def quote(self, digest: bytes, tokens: tuple[int, int]) -> Attempt:
         """Ask sellers what a job would cost, and award nothing; `tokens` are those of the prompt and the cap."""

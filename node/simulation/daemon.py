@@ -142,13 +142,13 @@ class Daemon:
         if self._process is None:
             return
         self.is_online = False
+        for outcome in self.outcomes:
+            outcome.state, outcome.reason = "lost", "the asking device went away"
+        self.outcomes.clear()
         await self.disk.crash()
         self._surroundings.network.kill(self.peer_id)
         self._process.cancel()
         await self._ended.wait()
-        for outcome in self.outcomes:
-            outcome.state, outcome.reason = "lost", "the asking device went away"
-        self.outcomes.clear()
 
     async def restart(self) -> None:
         """Kill it, and start it again from its disk."""

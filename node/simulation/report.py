@@ -95,7 +95,7 @@ def _market_rows(market: Sequence[Moment]) -> list[tuple[str, str]]:
 
 
 def _network_rows(network: Network, reached: tuple[float, float] | None) -> list[tuple[str, str]]:
-    per_chat = network.messages_per_node_chat
+    per_chat = network.messages_per_chat
     spread = (
         "not followed"
         if reached is None
@@ -104,7 +104,7 @@ def _network_rows(network: Network, reached: tuple[float, float] | None) -> list
     return [
         ("messages per node and hour", f"{network.messages_per_node_hour:,.0f}"),
         ("bytes per node and hour", _bytes(network.bytes_per_node_hour)),
-        ("messages per node and chat", "no chat" if per_chat is None else _number(per_chat)),
+        ("messages per chat", "no chat" if per_chat is None else _number(per_chat)),
         ("a gossiped message", spread),
     ]
 

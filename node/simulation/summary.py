@@ -109,7 +109,7 @@ class Network:
 
     messages_per_node_hour: float
     bytes_per_node_hour: float
-    messages_per_node_chat: float | None  # None without a chat
+    messages_per_chat: float | None  # all that any node sent, for whatever reason; None without a chat
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def summarise(seen: Seen, header: Header, wall_s: float) -> Summary:
         network=Network(
             messages_per_node_hour=messages / node_hours,
             bytes_per_node_hour=sent_bytes / node_hours,
-            messages_per_node_chat=messages / seen.nodes / chats if chats and seen.nodes else None,
+            messages_per_chat=messages / chats if chats else None,
         ),
         reached=_reached(seen.propagation),
         learning=Learning(

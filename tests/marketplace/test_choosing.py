@@ -11,7 +11,7 @@ from marketplace.choosing import Candidate, best
 from protocol.identity import PeerId
 from tests.marketplace.parties import ANN, BOB, CAT
 
-SELLER = Candidate(peer=ANN, total_micro=1_000, slots_free=1, is_warm=False, score=0.5)
+SELLER = Candidate(peer=ANN, total_micro=1_000, slots_free=1, is_connected=True, is_warm=False, score=0.5)
 
 
 def crowd(count: int, *, score: float = 0.25) -> list[Candidate]:
@@ -96,3 +96,10 @@ def test_no_seller_is_asked_twice_and_never_more_than_k(
     chosen = best(candidates, random.Random(seed), k)
 
     assert len(set(chosen)) == len(chosen) == min(k, len(candidates))
+
+
+def test_a_connected_seller_is_asked_before_one_that_must_be_dialled() -> None:
+    near = Candidate(ANN, 100, 1, is_connected=True, is_warm=False, score=0.5)
+    afar = Candidate(BOB, 100, 1, is_connected=False, is_warm=False, score=0.5)
+
+    assert best([afar, near], random.Random(1), k=2) == (near.peer, afar.peer)

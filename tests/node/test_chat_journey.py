@@ -438,3 +438,19 @@ async def test_quotes_ask_everybody_and_award_nothing(world: World) -> None:
     assert quotes.outcome == "quoted"
     assert world.founder.disk.kinds() == before
     assert cheap.events("award_accepted") == []
+
+
+async def test_when_everybody_asked_is_gone_the_others_are_asked(world: World) -> None:
+    """Adverts are minutes old: eight laptops may have been closed since, and the ninth would still answer."""
+    cheap = [await world.add(f"cheap{number}", price_completion_micro=1) for number in range(8)]
+    dear = await world.add("dear", price_completion_micro=80)
+    await world.acquaint(world.founder, *cheap, dear)
+    for seller in cheap:
+        await seller.kill()
+
+    answer = await world.founder.chat("hello")
+
+    assert answer.text == "hello " * 4
+    job = await world.founder.ended_job()
+    assert job.seller == dear.peer_id
+    assert len(job.attempts) == 1

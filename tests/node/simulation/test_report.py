@@ -65,7 +65,7 @@ def test_a_report_is_these_lines() -> None:
         "network",
         "  messages per node and hour 50",
         "  bytes per node and hour    300 kB",
-        "  messages per node and chat 14.3",
+        "  messages per chat          57.1",
         "  a gossiped message         half of the nodes after 200 ms, 99 % after 300 ms",
         "",
         "learning",
@@ -99,7 +99,7 @@ def test_a_world_in_which_nothing_happened_has_a_report_too() -> None:
         "ledger sum": "0.000000 credits",
         "messages per node and hour": "0",
         "bytes per node and hour": "0 B",
-        "messages per node and chat": "no chat",
+        "messages per chat": "no chat",
         "a gossiped message": "not followed",
         "patches ratified": "0",
         "votes": "0",
@@ -140,7 +140,7 @@ def test_the_summary_is_json_that_holds_every_figure() -> None:
         {"at_s": 0.0, "price_micro": 80.0, "utilisation": 0.0},
         {"at_s": 60.0, "price_micro": 90.0, "utilisation": 0.75},
     ]
-    assert found["network"]["messages_per_node_chat"] == 400 / 4 / 7
+    assert found["network"]["messages_per_chat"] == 400 / 7
     assert (found["ledger_sum_micro"], found["digest"], found["node_seconds_per_s"]) == (0, "ab" * 16, 7_200)
 
 
