@@ -141,6 +141,7 @@ class Network:
         self._links: dict[tuple[PeerId, PeerId], Link] = {}
         self._neighbours: dict[PeerId, dict[PeerId, Connection]] = {}
         self._cut: dict[tuple[PeerId, PeerId], float] = {}  # link -> since when
+        self._suspended: dict[PeerId, None] = {}
         self._due: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = count()
         self._sleep = trio.CancelScope()  # ends when the next is due
@@ -161,6 +162,7 @@ class Network:
         self.kill(peer_id)
         self.meshes[peer_id] = MemoryMesh(self, peer_id, journal)
         self.traffic.setdefault(peer_id, Traffic())
+        self.partition([peer_id], [each for each in self._suspended if each != peer_id])
         return self.meshes[peer_id]
 
     # Faults.
@@ -189,12 +191,16 @@ class Network:
 
     def suspend(self, peer_id: PeerId) -> None:
         """Stop a node from being heard and from hearing, as SIGSTOP or a closed lid does."""
-        self.partition([peer_id], [each for each in self.meshes if each != peer_id])
+        self._suspended[peer_id] = None
+        self.partition([peer_id], [each for each in self.traffic if each != peer_id])
 
     def heal(self, *peer_ids: PeerId) -> None:
-        """Mend every link of these peers; of all peers when none are named."""
+        """Mend every link of these peers, of all peers when none are named; those that were suspended go on."""
+        for peer_id in peer_ids or list(self._suspended):
+            self._suspended.pop(peer_id, None)
         for sender, receiver in list(self._cut):
-            if not peer_ids or sender in peer_ids or receiver in peer_ids:
+            is_meant = not peer_ids or sender in peer_ids or receiver in peer_ids
+            if is_meant and sender not in self._suspended and receiver not in self._suspended:
                 del self._cut[sender, receiver]
                 connection = self.connection(sender, receiver)
                 if connection is not None:

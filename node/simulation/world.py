@@ -11,40 +11,42 @@ what the others draw.
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from itertools import combinations
 from random import Random
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import trio
 
 from marketplace.assembly.assembly import Assembly
-from marketplace.assembly.charter import founding_charter
 from node.config import Config
 from node.event import Event
-from node.logbook import ENTRY, MESH
+from node.simulation import lookout
+from node.simulation.attendance import Attendance
 from node.simulation.daemon import Daemon, Parts
-from node.simulation.devices import PROFILES, Profile, device_message, draw_mix, sessions_online
+from node.simulation.devices import PROFILES, Profile, device_message, draw_mix
 from node.simulation.disk import Disk
 from node.simulation.engine import SimulatedEngine
-from node.simulation.link import Uplink
+from node.simulation.founding import Founding, admission
+from node.simulation.link import Link, Uplink
 from node.simulation.network import Network
 from node.simulation.observations import MapNode, Outcome, Propagation, Sample
 from node.simulation.population import Askers
-from node.simulation.virtual_clock import NOON_MS, VirtualClock
 from node.store import Record
-from protocol.envelope import Sealed, open_sealed, seal
+from protocol.envelope import Sealed
 from protocol.identity import Identity, PeerId
-from protocol.messages import NO_HASH, Admitted, Card, Charter, Entry
+from protocol.messages import Admitted, Card
 from runtime.echo import ECHO_MODEL
 
 if TYPE_CHECKING:
     from node.simulation.workload import Workload
 
-D = TypeVar("D", bound=Daemon)
-
 CREDIT_MICRO = 10_000_000
 LARGE_NODES = 50  # from here on disks are shelves and arrivals are put off to the next tick
 TICK_S = 0.002
+LATENCY_S = (0.001, 0.02)  # one way between two devices' accesses to the net
 SAMPLE_S = 60.0
+LOOK_S = 0.01  # between two looks of `until`
 BOOTSTRAP_PEERS = 4  # members that each device knows an address of, from earlier runs or an invitation
 DEVICES_PER_OWNER = 3
 FOUNDER = "founder"
@@ -58,6 +60,8 @@ class World:
         nursery: where everything runs.
         seed: decides everything.
         nodes: how many there will be, about; large worlds cut the corners that `docs/SIMULATION.md` names.
+        seconds: how long it is meant to last.
+        latency_s: one way, of each link; drawn between these, besides what profiles add.
         on_event: told of every event of every node.
     """
 
@@ -68,6 +72,7 @@ class World:
         seed: int = 1,
         nodes: int = 10,
         seconds: float = 3_600.0,
+        latency_s: tuple[float, float] = LATENCY_S,
         on_event: TraceWriter | None = None,
     ) -> None:
         self.nursery = nursery
@@ -76,21 +81,19 @@ class World:
         self.seconds = seconds
         self.is_large = nodes >= LARGE_NODES
         self.network = Network(
-            self.random("network"), latency_s=(0.001, 0.02), tick_s=TICK_S if self.is_large else 0.0
+            self.random("network"), latency_s=latency_s, tick_s=TICK_S if self.is_large else 0.0
         )
         self.daemons: dict[str, Daemon] = {}
         self.outcomes: list[Outcome] = []
         self.samples: list[Sample] = []
         self.askers = Askers(self)
         self.replay_command = ""  # how a user runs this very world again
-        self._on_event = on_event
-        self._clock = VirtualClock()
-        self._charter: Sealed[Charter]
-        self._assembly: Assembly
-        self._is_open = False
-        self._opened = trio.Event()
-        self._away: set[str] = set()  # who is not there when the world begins
-        self._tail: bytes
+        self._watchers: list[TraceWriter] = [] if on_event is None else [on_event]
+        self.began_s: float  # on trio's clock
+        self.is_open = False  # devices that are added go through the founder
+        self.opened = trio.Event()  # all that were added before have started
+        self.founding: Founding
+        self._attendance = Attendance(self)
         self._counts: dict[str, int] = {}
 
     # --- chance ---------------------------------------------------------------------------------------------------
@@ -106,7 +109,7 @@ class World:
     @property
     def mesh_id(self) -> bytes:
         """The mesh's id: its charter's hash."""
-        return self._charter.id
+        return self.founding.mesh_id
 
     @property
     def founder(self) -> Daemon:
@@ -115,24 +118,23 @@ class World:
 
     def belonging(self) -> Sequence[Record]:
         """See `Surroundings`."""
-        return (Record(MESH, b"id", self.mesh_id), Record(ENTRY, self.mesh_id, self._charter.raw))
+        return self.founding.belonging()
 
     def assembly(self) -> Assembly | None:
         """See `Surroundings`."""
-        return self._assembly.fork()
+        return self.founding.assembly.fork()
 
     # --- who is there -----------------------------------------------------------------------------------------------
     def found(self) -> None:
         """Sign the charter; its founder is the first device."""
-        key = self.identity(FOUNDER)
-        message = founding_charter(
-            "world", founder=key.public_key, owner=FOUNDER, approver=self.identity("a human").public_key
+        self.founding = Founding(
+            "world",
+            self.identity(FOUNDER),
+            owner=FOUNDER,
+            approver=self.identity("a human").public_key,
         )
-        self._charter = seal(message, key, mesh=NO_HASH, seq=(0, 1), time_ms=NOON_MS)
-        self._assembly = Assembly.found(self._charter)
-        self._tail = self._charter.id
         self.daemons[FOUNDER] = self._build(FOUNDER, PROFILES["server"], "server", FOUNDER, is_seller=False)
-        self._sign(lambda index, prev: Card(index=index, prev=prev, name="echo", model=ECHO_MODEL))
+        self.founding.sign(lambda index, prev: Card(index=index, prev=prev, name="echo", model=ECHO_MODEL))
 
     async def add(
         self, count: int = 1, *, profile: str = "", owner: str = "", is_seller: bool | None = None
@@ -158,42 +160,28 @@ class World:
             holds = rng.random() < PROFILES[name].holds_model if is_seller is None else is_seller
             whose = owner or f"owner-{(len(self.daemons) - 1) // DEVICES_PER_OWNER + 1}"
             daemon = self._build(f"{name}-{number}", PROFILES[name], name, whose, is_seller=holds)
-            added.append(await self._admit(daemon, whose))
+            await self.settle(daemon, owner=whose)
+            added.append(daemon)
         return added
 
-    async def _admit(self, daemon: D, owner: str) -> D:
-        def place(index: int, prev: bytes) -> Admitted:
-            return Admitted(
-                index=index,
-                prev=prev,
-                peer=daemon.peer_id,
-                owner=owner,
-                credit_line_micro=CREDIT_MICRO,
-                invitation_id=bytes(16),
-            )
-
+    async def settle(self, daemon: Daemon, *, owner: str, credit_micro: int = CREDIT_MICRO) -> None:
+        """Add a device that somebody else has made: admit it, and start it if the world is open."""
         self.daemons[daemon.name] = daemon
-        if not self._is_open:
-            self._sign(place)
-            return daemon
+        await self.admit(daemon.peer_id, owner=owner, credit_micro=credit_micro)
+        if self.is_open:
+            await daemon.start()
+
+    async def admit(
+        self, peer_id: PeerId, *, owner: str, credit_micro: int = CREDIT_MICRO
+    ) -> Sealed[Admitted]:
+        """Have the founder sign a key in; before the first `run`, for everybody at once."""
+        place = admission(peer_id, owner, credit_micro)
+        if not self.is_open:
+            return self.founding.sign(place)
         founder = self.founder.node
         entry = await founder.logbook.write(Admitted, place)
         await founder.sync.announce(entry)
-        await daemon.start()
-        return daemon
-
-    def _sign(self, place: Callable[[int, bytes], Entry]) -> None:
-        """Let the founder sign an entry before anything runs."""
-        index = len(self._assembly.entries_after(self._assembly.founder, -1))
-        entry = seal(
-            place(index, self._tail),
-            self.identity(FOUNDER),
-            mesh=self.mesh_id,
-            seq=(0, index + 1),
-            time_ms=NOON_MS,
-        )
-        self._assembly.apply(entry)
-        self._tail = entry.id
+        return entry
 
     def _build(self, name: str, profile: Profile, kind: str, owner: str, *, is_seller: bool) -> Daemon:
         rng = self.random(f"device {name}")
@@ -208,7 +196,6 @@ class World:
             price_completion_micro=round(40 * profile.price_factor * rng.uniform(0.8, 1.25)),
             battery_percent_min=30,
         )
-        on_event = self._on_event
         return Daemon(
             self,
             name,
@@ -219,9 +206,7 @@ class World:
                 disk=Disk(self.random(f"disk {name}"), sync_s=0.002, is_large_world=self.is_large),
                 config=config,
                 profile=kind,
-                on_event=None
-                if on_event is None
-                else lambda event: on_event(trio.current_time() - self._began, name, event),
+                on_event=partial(self._tell, name),
             ),
         )
 
@@ -233,7 +218,7 @@ class World:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Hold the network; end every process at the end."""
-        self._began = trio.current_time()
+        self.began_s = trio.current_time()
         self.found()
         await self.nursery.start(self.network.run)
         try:
@@ -247,23 +232,36 @@ class World:
 
     async def open(self) -> None:
         """Start every device that has been added, the founder first."""
-        self._is_open = True
+        self.is_open = True
         for daemon in list(self.daemons.values()):
-            if daemon.name not in self._away:
+            if self._attendance.is_expected(daemon):
                 await daemon.start()
-        self._opened.set()
+        self.opened.set()
         self.nursery.start_soon(self._sample)
 
     async def run(self, seconds: float) -> None:
         """Let virtual time pass; the first call starts everybody."""
-        if not self._is_open:
+        if not self.is_open:
             await self.open()
         await trio.sleep(seconds)
+
+    async def until(self, holds: Callable[[], bool], within_s: float = 60.0) -> float:
+        """Let virtual time pass until something is so; return how long it took.
+
+        Raises:
+            TimeoutError: it is not so within this time.
+        """
+        since = self.now
+        while not holds():
+            if self.now - since > within_s:
+                raise TimeoutError(f"not so within {within_s:g} virtual seconds")
+            await self.run(LOOK_S)
+        return self.now - since
 
     @property
     def now(self) -> float:
         """Virtual seconds since the world began."""
-        return trio.current_time() - self._began
+        return trio.current_time() - self.began_s
 
     # --- faults -----------------------------------------------------------------------------------------------------
     def partition(self, *groups: Iterable[Daemon]) -> None:
@@ -271,8 +269,55 @@ class World:
         self.network.partition(*([daemon.peer_id for daemon in group] for group in groups))
 
     def heal(self) -> None:
-        """Mend every link."""
+        """Mend every link; who was suspended goes on."""
         self.network.heal()
+
+    def suspend(self, *daemons: Daemon) -> None:
+        """Let devices neither be heard nor hear, as a closed lid does; what they have begun goes on inside."""
+        for daemon in daemons:
+            self.network.suspend(daemon.peer_id)
+
+    def resume(self, *daemons: Daemon) -> None:
+        """Let suspended devices hear and be heard again, on every link but those to others that are suspended."""
+        for daemon in daemons:
+            self.network.heal(daemon.peer_id)
+
+    def clog(self, *daemons: Daemon, seconds: float) -> None:
+        """Hold back whatever devices send for a while; then all of it leaves."""
+        for daemon in daemons:
+            self.network.clog(daemon.peer_id, seconds)
+
+    def set_latency(self, one: Daemon, other: Daemon, one_way_s: float) -> None:
+        """Make a link slower or faster, in both directions; what profiles add stays."""
+        self.network.set_latency(one.peer_id, other.peer_id, one_way_s)
+        self.network.set_latency(other.peer_id, one.peer_id, one_way_s)
+
+    def weather(self, link: Link, *groups: Iterable[Daemon]) -> None:
+        """Say what befalls the links between these groups; of one group, all its links; of none, every other link.
+
+        What is said of a group counts for the devices that are there now, and is not changed by what is said of all.
+        """
+        sides = [list(group) for group in groups]
+        if not sides:
+            self.network.weather = link
+            return
+        if len(sides) == 1:
+            sides.append(list(self.daemons.values()))
+        for side, others in combinations(sides, 2):
+            for one in side:
+                for other in others:
+                    self.network.set_link(one.peer_id, other.peer_id, link)
+                    self.network.set_link(other.peer_id, one.peer_id, link)
+
+    def skew(self, *daemons: Daemon, seconds: float) -> None:
+        """Set wall clocks so far ahead of the world's; below zero they are behind."""
+        for daemon in daemons:
+            daemon.clock.skew_ms = round(seconds * 1_000)
+
+    def jump(self, *daemons: Daemon, seconds: float) -> None:
+        """Set wall clocks forward from where they are, or back."""
+        for daemon in daemons:
+            daemon.clock.jump(round(seconds * 1_000))
 
     async def kill(self, *daemons: Daemon) -> None:
         """Pull the plug of devices."""
@@ -285,31 +330,11 @@ class World:
             await daemon.restart()
 
     def churn(self, daemons: Iterable[Daemon] | None = None) -> None:
-        """Let devices come and go as their profiles say, until the world ends.
+        """Let devices (else all) come and go as their profiles say, until the world ends.
 
         Said before the first `run`, some are away from the beginning, as in the middle of a device's life.
         """
-        for daemon in list(daemons or self.daemons.values()):
-            profile = PROFILES[daemon.profile]
-            if profile.online_mean_s is None:
-                continue
-            sessions = sessions_online(self.random(f"churn {daemon.name}"), profile, self.seconds - self.now)
-            lives = [(self.now + start, self.now + end) for start, end in sessions]
-            if not lives or lives[0][0] > self.now:
-                self._away.add(daemon.name)
-            self.nursery.start_soon(self._come_and_go, daemon, lives)
-
-    async def _come_and_go(self, daemon: Daemon, lives: list[tuple[float, float]]) -> None:
-        await self._opened.wait()
-        if daemon.name in self._away:
-            await daemon.kill()
-        for start, end in lives:
-            await trio.sleep(max(0.0, start - self.now))
-            if not daemon.is_online:
-                await daemon.start()
-            await trio.sleep(end - self.now)
-            if end < self.seconds:
-                await daemon.kill()
+        self._attendance.keep_hours(list(self.daemons.values() if daemons is None else daemons))
 
     # --- load -------------------------------------------------------------------------------------------------------
     def ask_everywhere(self, workload: "Workload", *, chats: float | None = None) -> None:
@@ -317,9 +342,17 @@ class World:
         self.askers.begin(list(self.daemons.values()), workload, chats)
 
     # --- what is seen -----------------------------------------------------------------------------------------------
+    def watch(self, writer: TraceWriter) -> None:
+        """Tell somebody else of every event of every node, too, from now on."""
+        self._watchers.append(writer)
+
+    def _tell(self, name: str, event: Event) -> None:
+        for writer in self._watchers:
+            writer(self.now, name, event)
+
     async def _sample(self) -> None:
         while True:
-            self.samples.append(self._look())
+            self.samples.append(lookout.sample(self))
             await trio.sleep(SAMPLE_S)
 
     @property
@@ -330,41 +363,8 @@ class World:
     @property
     def propagation(self) -> list[Propagation]:
         """How the first gossiped messages went through the mesh."""
-        return [
-            Propagation(
-                kind=open_sealed(data, mesh=self.mesh_id).message.kind,
-                at_s=times[0] - self._began,
-                heard_s=tuple(time_s - times[0] for time_s in times),
-            )
-            for data, times in self.network.followed.values()
-        ]
-
-    def _look(self) -> Sample:
-        online = [daemon for daemon in self.daemons.values() if daemon.is_online]
-        sellers = [daemon for daemon in online if daemon.engine.models]
-        status = [daemon.engine.status(ECHO_MODEL) for daemon in sellers]
-        prices = [daemon.config.price_completion_micro for daemon in sellers]
-        traffic = self.network.traffic.values()
-        return Sample(
-            at_s=self.now,
-            online=len(online),
-            slots=sum(each.slots for each in status),
-            slots_busy=sum(each.slots - each.slots_free for each in status),
-            price_micro=sum(prices) / len(prices) if prices else 0.0,
-            chats_running=sum(len(daemon.outcomes) for daemon in online),
-            messages=sum(each.messages for each in traffic),
-            bytes=sum(each.bytes for each in traffic),
-        )
+        return lookout.propagation(self)
 
     def map(self) -> list[MapNode]:
         """Every node and whom it is connected with now."""
-        names: dict[PeerId, str] = {daemon.peer_id: daemon.name for daemon in self.daemons.values()}
-        return [
-            MapNode(
-                daemon.name,
-                daemon.profile,
-                daemon.is_online,
-                tuple(names[peer] for peer in self.network.connected(daemon.peer_id) if peer in names),
-            )
-            for daemon in self.daemons.values()
-        ]
+        return lookout.draw_map(self)
