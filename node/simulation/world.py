@@ -19,19 +19,17 @@ from typing import TYPE_CHECKING
 import trio
 
 from marketplace.assembly.assembly import Assembly
-from node.config import Config
 from node.event import Event
 from node.simulation import lookout
 from node.simulation.attendance import Attendance
-from node.simulation.daemon import Daemon, Parts
-from node.simulation.devices import PROFILES, Profile, device_message, draw_mix
-from node.simulation.disk import Disk
-from node.simulation.engine import SimulatedEngine
+from node.simulation.daemon import Daemon
+from node.simulation.devices import PROFILES, draw_mix
 from node.simulation.founding import Founding, admission
-from node.simulation.link import Link, Uplink
+from node.simulation.link import Link
 from node.simulation.network import Network
 from node.simulation.observations import MapNode, Outcome, Propagation, Sample
 from node.simulation.population import Askers
+from node.simulation.workshop import make_device
 from node.store import Record
 from protocol.envelope import Sealed
 from protocol.identity import Identity, PeerId
@@ -47,7 +45,6 @@ TICK_S = 0.002
 LATENCY_S = (0.001, 0.02)  # one way between two devices' accesses to the net
 SAMPLE_S = 60.0
 LOOK_S = 0.01  # between two looks of `until`
-BOOTSTRAP_PEERS = 4  # members that each device knows an address of, from earlier runs or an invitation
 DEVICES_PER_OWNER = 3
 FOUNDER = "founder"
 TraceWriter = Callable[[float, str, Event], None]
@@ -133,7 +130,7 @@ class World:
             owner=FOUNDER,
             approver=self.identity("a human").public_key,
         )
-        self.daemons[FOUNDER] = self._build(FOUNDER, PROFILES["server"], "server", FOUNDER, is_seller=False)
+        self.daemons[FOUNDER] = self._make(FOUNDER, "server", FOUNDER, is_seller=False)
         self.founding.sign(lambda index, prev: Card(index=index, prev=prev, name="echo", model=ECHO_MODEL))
 
     async def add(
@@ -159,7 +156,7 @@ class World:
             number = self._counts[name] = self._counts.get(name, 0) + 1
             holds = rng.random() < PROFILES[name].holds_model if is_seller is None else is_seller
             whose = owner or f"owner-{(len(self.daemons) - 1) // DEVICES_PER_OWNER + 1}"
-            daemon = self._build(f"{name}-{number}", PROFILES[name], name, whose, is_seller=holds)
+            daemon = self._make(f"{name}-{number}", name, whose, is_seller=holds)
             await self.settle(daemon, owner=whose)
             added.append(daemon)
         return added
@@ -183,41 +180,14 @@ class World:
         await founder.sync.announce(entry)
         return entry
 
-    def _build(self, name: str, profile: Profile, kind: str, owner: str, *, is_seller: bool) -> Daemon:
-        rng = self.random(f"device {name}")
-        identity = self.identity(name)
-        self.network.set_uplink(
-            identity.peer_id, Uplink(rng.uniform(*profile.latency_s), profile.up_bytes_per_s)
-        )
-        config = Config(
-            owner=owner,
-            bootstrap=self._bootstrap(rng),
-            price_prompt_micro=round(10 * profile.price_factor),
-            price_completion_micro=round(40 * profile.price_factor * rng.uniform(0.8, 1.25)),
-            battery_percent_min=30,
-        )
-        return Daemon(
-            self,
-            name,
-            Parts(
-                identity=identity,
-                engine=SimulatedEngine.of(profile, is_seller=is_seller),
-                device=device_message(profile),
-                disk=Disk(self.random(f"disk {name}"), sync_s=0.002, is_large_world=self.is_large),
-                config=config,
-                profile=kind,
-                on_event=partial(self._tell, name),
-            ),
-        )
-
-    def _bootstrap(self, rng: Random) -> tuple[str, ...]:
-        known = list(self.daemons.values())
-        return tuple(daemon.address for daemon in rng.sample(known, min(BOOTSTRAP_PEERS, len(known))))
+    def _make(self, name: str, profile: str, owner: str, *, is_seller: bool) -> Daemon:
+        on_event = partial(self._tell, name)
+        return make_device(self, name, profile=profile, owner=owner, is_seller=is_seller, on_event=on_event)
 
     # --- time -------------------------------------------------------------------------------------------------------
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Hold the network; end every process at the end."""
+        """Found the mesh and hold the network; end every process at the end."""
         self.began_s = trio.current_time()
         self.found()
         await self.nursery.start(self.network.run)
