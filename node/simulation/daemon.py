@@ -20,6 +20,7 @@ from node.event import Event
 from node.journal import Journal
 from node.node import Node, Ports
 from node.simulation.disk import Disk
+from node.simulation.engine import SimulatedEngine
 from node.simulation.memory_mesh import MemoryMesh
 from node.simulation.network import Network
 from node.simulation.observations import Outcome
@@ -27,7 +28,6 @@ from node.simulation.virtual_clock import VirtualClock
 from node.store import Record
 from protocol.identity import Identity, PeerId
 from protocol.messages import Device
-from runtime.engine import Engine
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -61,7 +61,7 @@ class Parts:
     """
 
     identity: Identity
-    engine: Engine
+    engine: SimulatedEngine
     device: Device
     disk: Disk
     config: Config
@@ -145,9 +145,9 @@ class Daemon:
         for outcome in self.outcomes:
             outcome.state, outcome.reason = "lost", "the asking device went away"
         self.outcomes.clear()
-        await self.disk.crash()
         self._surroundings.network.kill(self.peer_id)
         self._process.cancel()
+        await self.disk.crash()
         await self._ended.wait()
 
     async def restart(self) -> None:
