@@ -12,7 +12,7 @@ from typing import Final
 
 import psutil
 
-from node.bench import gossip, random_gguf
+from node.bench import gossip, random_gguf, simulation
 from node.bench.figure import Figure, at_least, at_most
 from node.bench.mesh import MODEL, THREADS, Exchange, Mesh, bare_llama, bidders, helper
 from node.bench.sizes import Sizes
@@ -504,4 +504,5 @@ CHAPTERS: Final[dict[str, Callable[[Bench], Iterator[Figure]]]] = {
     "connections": connections,
     "money": money,
     "gossip": gossip.chapter,
+    "simulation": simulation.chapter,
 }

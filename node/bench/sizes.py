@@ -26,6 +26,9 @@ class Sizes:
     connections_s_max: float
     receipts: int
     gossip_messages: int
+    world: tuple[int, float]  # nodes and virtual seconds
+    world_sizes: tuple[int, ...]  # nodes, growing
+    world_scale_s: float  # virtual
 
 
 FULL = Sizes(
@@ -46,6 +49,9 @@ FULL = Sizes(
     connections_s_max=420.0,
     receipts=200,
     gossip_messages=20,
+    world=(1_000, 3_600.0),
+    world_sizes=(10, 100, 1_000, 10_000),
+    world_scale_s=600.0,
 )
 QUICK = Sizes(
     shape=random_gguf.SLOW,
@@ -65,4 +71,7 @@ QUICK = Sizes(
     connections_s_max=30.0,
     receipts=8,
     gossip_messages=3,
+    world=(20, 300.0),
+    world_sizes=(5, 10, 20),
+    world_scale_s=300.0,
 )

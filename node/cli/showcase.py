@@ -34,7 +34,7 @@ def bench(
             "--only",
             metavar="NAME",
             help="Only this chapter; may be repeated: speed, first-token, auction, kill, stop, join, idle, "
-            "connections, money, gossip.",
+            "connections, money, gossip, simulation.",
         ),
     ] = None,
     output: Annotated[
