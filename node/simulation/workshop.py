@@ -62,5 +62,9 @@ def make_device(
 
 
 def _bootstrap(world: "World", rng: Random) -> tuple[str, ...]:
+    """Whom a device dials first: one that is always there, which its invitation named, and whom it met before."""
+    if not world.anchors:
+        return ()
     known = list(world.daemons.values())
-    return tuple(daemon.address for daemon in rng.sample(known, min(BOOTSTRAP_PEERS, len(known))))
+    met = rng.sample(known, min(BOOTSTRAP_PEERS - 1, len(known)))
+    return tuple(dict.fromkeys(daemon.address for daemon in (rng.choice(world.anchors), *met)))

@@ -81,6 +81,7 @@ class World:
             self.random("network"), latency_s=latency_s, tick_s=TICK_S if self.is_large else 0.0
         )
         self.daemons: dict[str, Daemon] = {}
+        self.anchors: list[Daemon] = []  # always online: an invitation names one of them
         self.outcomes: list[Outcome] = []
         self.samples: list[Sample] = []
         self.askers = Askers(self)
@@ -182,7 +183,10 @@ class World:
 
     def _make(self, name: str, profile: str, owner: str, *, is_seller: bool) -> Daemon:
         on_event = partial(self._tell, name)
-        return make_device(self, name, profile=profile, owner=owner, is_seller=is_seller, on_event=on_event)
+        daemon = make_device(self, name, profile=profile, owner=owner, is_seller=is_seller, on_event=on_event)
+        if PROFILES[profile].online_mean_s is None:
+            self.anchors.append(daemon)
+        return daemon
 
     # --- time -------------------------------------------------------------------------------------------------------
     @asynccontextmanager
