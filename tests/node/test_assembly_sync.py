@@ -7,12 +7,14 @@ from marketplace.assembly import invitation
 from marketplace.assembly.invitation import Invite, join_request, parse
 from node.errors import StartError
 from node.joining import _ask_issuer
+from node.simulation.virtual_clock import NOON_MS
 from protocol.envelope import narrow
 from protocol.errors import AgoraError, MeshError
 from protocol.messages import Admitted, Card, Entries, EntriesWanted, Refusal, Revocation
 from protocol.topics import ADMISSION, SYNC
 from runtime.echo import ECHO_MODEL
-from tests.node.world import NOON_MS, Daemon, Puppet, World, invented_heads, person
+from tests.node.puppet import Puppet
+from tests.node.world import Daemon, World, invented_heads, person
 
 HOUR_S = 3600.0
 
@@ -69,7 +71,6 @@ async def test_a_joined_device_buys_and_sells(world: World) -> None:
 
     joined = Daemon(world, "cat", owner=admitted.owner, bootstrap=(world.founder.address,))
     world.daemons["cat"] = joined
-    await joined.disk.append(world.belonging())
     await joined.start()
     await world.acquaint(joined, seller, world.founder)
 
@@ -159,7 +160,7 @@ async def test_another_members_invitation_admits_nobody_here(world: World) -> No
         owner="eve",
         credit_line_micro=10**9,
         addresses=(world.founder.address,),
-        rng=world.rng,
+        rng=world.random("invitation"),
     )
 
     line = await refused(await stranger(world, "eve"), forged)

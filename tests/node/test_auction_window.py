@@ -5,7 +5,8 @@ import trio
 
 from protocol.mesh import Stream
 from protocol.topics import JOB
-from tests.node.world import Puppet, World, echo_text
+from tests.node.puppet import Puppet
+from tests.node.world import World, echo_text
 
 QUESTION = "what is an agora?"
 

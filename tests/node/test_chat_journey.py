@@ -364,9 +364,7 @@ async def test_the_owners_budget_of_a_job_is_kept(world: World) -> None:
     told = await reason_of(world.founder)
 
     assert told == [(world.founder.peer_id, "budget")]
-    assert (
-        world.founder.disk.kinds().count("entry") == 2
-    )  # the charter and one admission: no award was written
+    assert world.founder.disk.kinds().count("entry") == 1  # an admission: no award was written
     assert world.founder.node.ledger().held_micro == 0
     await world.founder.chat(QUESTION, tokens_max=1_023)
     assert (await world.founder.ended_job()).state == "settled"
@@ -420,7 +418,9 @@ async def test_an_unsold_job_leaves_no_hold_and_no_stream_behind(world: World) -
 
     connection = world.network.connection(world.founder.peer_id, seller.peer_id)
     assert connection is not None
-    assert [stream for stream in connection.open_streams if not stream.is_over and stream._protocol is JOB] == []
+    assert [
+        stream for stream in connection.open_streams if not stream.is_over and stream._protocol is JOB
+    ] == []
 
 
 async def test_quotes_ask_everybody_and_award_nothing(world: World) -> None:

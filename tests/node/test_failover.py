@@ -14,7 +14,8 @@ from protocol.errors import MeshError
 from protocol.mesh import Stream
 from protocol.messages import FailedFrame, FinishedFrame, ProgressFrame
 from protocol.topics import JOB
-from tests.node.world import Answer, Daemon, Engine, Puppet, World, chat_request, echo_ids, echo_text
+from tests.node.puppet import Puppet
+from tests.node.world import Answer, Daemon, Engine, World, chat_request, echo_ids, echo_text
 
 QUESTION = "what is an agora?"
 PROMPT_TOKENS, TOKENS = 8, 24  # in the echo engine's count, with 4 repetitions

@@ -9,7 +9,8 @@ from protocol.errors import MeshError
 from protocol.mesh import Stream
 from protocol.messages import NO_HASH, Accept, Award, Bid, Entries, EntriesWanted, Head
 from protocol.topics import HELLO, SYNC
-from tests.node.world import Daemon, Puppet, World
+from tests.node.puppet import Puppet
+from tests.node.world import Daemon, World
 
 
 async def sell(buyer: Puppet, seller: Daemon, number: int, **changes: Any) -> bool:

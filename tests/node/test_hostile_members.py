@@ -38,7 +38,8 @@ from protocol.topics import (
     STREAM_PROTOCOLS,
     SYNC,
 )
-from tests.node.world import Daemon, Engine, Puppet, World, echo_text, person
+from tests.node.puppet import Puppet
+from tests.node.world import Daemon, Engine, World, echo_text, person
 
 
 async def met(world: World) -> tuple[Daemon, Puppet]:
@@ -391,19 +392,18 @@ def test_whatever_bytes_come_nothing_is_raised(frames: list[bytes]) -> None:
     async def story() -> None:
         async with trio.open_nursery() as nursery:
             world = World(nursery)
-            await world.found()
-            eve = await world.puppet("eve")
-            await eve.meet(world.founder)
-            before = picture(world.founder)
+            async with world.running():
+                await world.open()
+                eve = await world.puppet("eve")
+                await eve.meet(world.founder)
+                before = picture(world.founder)
 
-            await send_everywhere(world, eve, world.founder, tuple(frames))
-            for frame in frames:
-                world.founder.mesh.hear(ASSEMBLY.name, frame, eve.peer_id)
-            await world.run(1)
+                await send_everywhere(world, eve, world.founder, tuple(frames))
+                for frame in frames:
+                    world.founder.mesh.hear(ASSEMBLY.name, frame, eve.peer_id)
+                await world.run(1)
 
-            assert picture(world.founder) == before
-            world.check()
-            await world.close()
-            nursery.cancel_scope.cancel()
+                assert picture(world.founder) == before
+                world.check()
 
     run_on_virtual_time(story)

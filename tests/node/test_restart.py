@@ -331,7 +331,7 @@ async def test_an_entry_that_a_full_disk_did_not_take_keeps_no_later_start(world
     await bob.disk.fill()
     lost = await world.admit(person("cat").peer_id, owner="cat")
     await world.run(1)
-    bob.disk._memory.resize(None)
+    bob.disk.empty()
     await world.admit(person("dan").peer_id, owner="dan")
     await world.run(1)
     stored = {record.key for record in await bob.backup()}

@@ -23,7 +23,8 @@ from protocol.messages import (
     Work,
 )
 from protocol.topics import JOB, SETTLE
-from tests.node.world import Daemon, Puppet, World, echo_ids
+from tests.node.puppet import Puppet
+from tests.node.world import Daemon, World, echo_ids
 
 QUESTION = "what is an agora?"
 IDS = echo_ids(QUESTION, 6)

@@ -1,73 +1,38 @@
-"""A small mesh in one process: real nodes on a network in memory, on virtual time, with disks that survive a crash.
+"""A small mesh in one process, for the stories of whole nodes: a simulated world whose people do as the test says.
 
-Only what a node stands on is simulated (mesh, store, engine, clock); the nodes are the daemon's own. A `Daemon` is one
-device: it can be killed, and started again from what its disk holds. A `Puppet` is a key that a test moves by hand: it
-says whatever the test wants to every protocol, as a hostile member would.
+Network, disks, engines and clocks are the simulator's, and all links are alike. The world opens with its founder alone,
+and whoever comes later is admitted by the running founder, so that everybody hears of it as in life.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from itertools import count
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import trio
 
-from marketplace.assembly.charter import founding_charter
-from marketplace.receipt import draft_receipt
 from node.chat import ChatDelta, ChatEvent, ChatFinished, ChatRequest, ChatStarted
 from node.clock import MembersTime
 from node.config import Config
 from node.event import Event
-from node.journal import Journal
-from node.logbook import ENTRY, MESH
-from node.node import Node, Ports
-from node.simulation.memory_mesh import MemoryMesh
-from node.simulation.network import Network
-from node.store import MemoryStore, Record, StoreClosed, StoreFull
+from node.simulation import daemon as simulated
+from node.simulation import world as simulation
+from node.simulation.daemon import Parts
+from node.simulation.disk import Disk
+from node.simulation.engine import SimulatedEngine
+from node.simulation.founding import Founding
+from node.simulation.virtual_clock import VirtualClock
+from node.simulation.world import CREDIT_MICRO, FOUNDER
+from node.store import Record
 from node.views import JobView
 from node.wire import Wire
-from protocol.envelope import Sealed, encode, seal
 from protocol.identity import Identity, PeerId
-from protocol.mesh import Stream, StreamHandler
-from protocol.messages import (
-    NO_HASH,
-    Accept,
-    Admitted,
-    Advert,
-    Award,
-    Bid,
-    Card,
-    Charter,
-    Decline,
-    Device,
-    Entry,
-    FinishedFrame,
-    Head,
-    Hello,
-    Message,
-    ModelOffer,
-    Receipt,
-    Request,
-    SamplingTerms,
-    TokensFrame,
-    Turn,
-    Work,
-)
-from protocol.topics import HELLO, JOB, StreamProtocol
-from runtime.echo import ECHO_MODEL, EchoEngine, token_bytes
-from runtime.engine import ChatMessage, EngineDied, Frame, Generation, Tokens
+from protocol.messages import Device, Head
+from runtime.engine import ChatMessage
+from tests.node.puppet import Puppet
 
-if TYPE_CHECKING:
-    from trio_typing import TaskStatus
-
-M = TypeVar("M", bound=Message)
-E = TypeVar("E", bound=Entry)
-
-NOON_MS = 1_700_000_000_000  # Unix milliseconds when a world begins
 LATENCY_S = 0.01  # one way, on every link: a round trip is 20 ms, a bid window three of them
-CREDIT_MICRO = 10_000_000
+RING_EVENTS = 50_000
 PROMPT_MICRO, COMPLETION_MICRO = 10, 40  # the default prices
 MAINS = Device(
     cores=4,
@@ -86,88 +51,11 @@ def person(name: str) -> Identity:
     return Identity(Random(name).randbytes(32))
 
 
-@dataclass
-class WorldClock:
-    """Trio's virtual seconds; the wall clock goes with them, and may be wrong by `skew_ms`.
-
-    Each look at the clock costs a microsecond: a rule that only holds when no time passes must not pass here.
-    """
-
-    skew_ms: int = 0
-    looks: int = 0
-
-    def now(self) -> float:
-        self.looks += 1
-        return trio.current_time() + self.looks / 1e6
-
-    def utc_ms(self) -> int:
-        return NOON_MS + self.skew_ms + round(trio.current_time() * 1000)
-
-
-class Disk:
-    """A store that counts its appends, and takes none after a crash, whatever the dying process still tries."""
-
-    def __init__(self) -> None:
-        self.appends: list[tuple[Record, ...]] = []
-        self.is_plugged_in = True
-        self._memory = MemoryStore()
-
-    @property
-    def is_full(self) -> bool:
-        return self._memory.is_full
-
-    async def append(self, records: Sequence[Record]) -> None:
-        if not self.is_plugged_in:
-            raise StoreClosed("the power is off")
-        await self._memory.append(records)
-        self.appends.append(tuple(records))
-
-    async def load(self) -> list[Record]:
-        return await self._memory.load()
-
-    async def fill(self) -> None:
-        """Write until nothing more fits."""
-        self._memory.resize(4_096)
-        with suppress(StoreFull):
-            for number in count():
-                await self._memory.append([Record("junk", number.to_bytes(4), bytes(64))])
-
-    async def replace(self, records: Sequence[Record]) -> None:
-        """Restore a backup: what the disk held is gone."""
-        self._memory.close()
-        self._memory = MemoryStore()
-        await self._memory.append(records)
-
-    def close(self) -> None:
-        self._memory.close()
-
-    def kinds(self) -> list[str]:
-        """The kinds of the records appended so far, in order."""
-        return [record.kind for batch in self.appends for record in batch]
-
-
-class Engine(EchoEngine):
-    """`EchoEngine`, and what befalls engines: it can stall or die after some tokens of the next generation."""
+class Engine(SimulatedEngine):
+    """It stops by itself, after saying the user's words four times."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"repetitions": 4, **settings})
-        self.stall_after: int | None = None
-        self.die_after: int | None = None
-        self.is_stopped = False
-        self.started: list[Generation] = []
-
-    async def generate(self, request: Generation) -> AsyncGenerator[Frame, None]:
-        self.started.append(request)
-        sent = 0
-        async with aclosing(super().generate(request)) as frames:
-            async for frame in frames:
-                if isinstance(frame, Tokens):
-                    if sent == self.stall_after or self.is_stopped:
-                        await trio.sleep_forever()
-                    if sent == self.die_after:
-                        raise EngineDied("the child process died")
-                    sent += len(frame.ids)
-                yield frame
 
 
 class Holder(Engine):
@@ -175,7 +63,7 @@ class Holder(Engine):
 
     def __init__(self) -> None:
         super().__init__()
-        self._cards = {}
+        self.forget_models()
 
 
 @dataclass
@@ -209,85 +97,31 @@ def chat_request(words: str, **changes: Any) -> ChatRequest:
     return ChatRequest(**{**fields, **changes})
 
 
-class Daemon:
-    """One device: a node, its disk and engine, and the life of its process."""
+class Daemon(simulated.Daemon):
+    """A device of the simulator, made of what the test says; its user is the test."""
 
     def __init__(
         self,
         world: "World",
         name: str,
         *,
-        engine: Engine | None = None,
+        engine: SimulatedEngine | None = None,
         device: Device = MAINS,
         skew_ms: int = 0,
         **config: Any,
     ) -> None:
         self.world = world
-        self.name = name
-        self.identity = person(name)
-        self.engine = engine or Engine()
-        self.device = device
-        self.clock = WorldClock(skew_ms)
-        self.config = Config(**config)
-        self.disk = Disk()
-        self.journal = Journal(
-            wall_clock=lambda: self.clock.utc_ms() / 1000, monotonic=trio.current_time, ring_events=50_000
+        parts = Parts(
+            identity=world.identity(name),
+            engine=engine or Engine(),
+            device=device,
+            disk=Disk(world.random(f"disk {name}")),
+            config=Config(**config),
+            skew_ms=skew_ms,
+            ring_events=RING_EVENTS,
         )
-        self.node: Node
-        self.mesh: MemoryMesh
-        self._process: trio.CancelScope | None = None
-        self._ended = trio.Event()
-        self._starts = 0
+        super().__init__(world, name, parts)
 
-    @property
-    def peer_id(self) -> PeerId:
-        return self.identity.peer_id
-
-    @property
-    def address(self) -> str:
-        return f"/ip4/127.0.0.1/tcp/4420/p2p/{self.peer_id}"
-
-    # --- the process ----------------------------------------------------------------------------------------------
-    async def start(self) -> None:
-        """Start the daemon from its disk; it runs when this returns, and has met nobody yet."""
-        self._starts += 1
-        self.disk.is_plugged_in = True
-        self.mesh = self.world.network.join(self.peer_id, self.journal)
-        ports = Ports(
-            mesh=self.mesh,
-            store=self.disk,
-            engine=self.engine,
-            clock=self.clock,
-            journal=self.journal,
-            rng=Random(f"{self.name} {self._starts}"),
-            device=lambda: self.device,
-        )
-        self.node = Node(ports, self.identity, self.config, await self.disk.load())
-        await self.world.nursery.start(self._live)
-
-    async def _live(self, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
-        self._ended = trio.Event()
-        with trio.CancelScope() as self._process:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self.node.run)
-                await nursery.start(self.mesh.run)
-                task_status.started()
-        self._ended.set()
-
-    async def kill(self) -> None:
-        """SIGKILL: from here on nothing it does reaches its disk or its peers."""
-        assert self._process is not None
-        self.disk.is_plugged_in = False
-        self.world.network.kill(self.peer_id)
-        self._process.cancel()
-        await self._ended.wait()
-
-    async def restart(self) -> None:
-        """Kill it, and start it again from its disk."""
-        await self.kill()
-        await self.start()
-
-    # --- what a test asks of it -------------------------------------------------------------------------------------
     async def chat(self, words: str = "what is an agora?", **changes: Any) -> Answer:
         """Ask, and read the answer to its end; raises what the client would see."""
         answer, since = Answer(), trio.current_time()
@@ -315,80 +149,44 @@ class Daemon:
         return [dict(event.fields) for event in self.recent() if event.name == name]
 
     def recent(self) -> tuple[Event, ...]:
-        return self.journal.recent(50_000)
+        return self.journal.recent(RING_EVENTS)
 
     async def backup(self) -> list[Record]:
         """What its disk holds now."""
         return await self.disk.load()
 
 
-class World:
+class World(simulation.World):
     """Daemons and puppets of one mesh. `founder` is on the roll, holds no model, and belongs to the owner 'ann'."""
 
-    def __init__(self, nursery: trio.Nursery, *, seed: int = 1) -> None:
-        self.nursery = nursery
-        self.rng = Random(seed)
-        self.network = Network(self.rng, latency_s=(LATENCY_S, LATENCY_S))
-        self.daemons: dict[str, Daemon] = {}
-        self.puppets: list[Puppet] = []
-        self.charter: Sealed[Charter]
-        self.barred: set[PeerId] = set()  # whom a story bars on purpose
-        self._clock = WorldClock()
+    daemons: dict[str, Daemon]  # type: ignore[assignment]  # no others are added here
 
-    @property
-    def mesh_id(self) -> bytes:
-        return self.charter.id
+    def __init__(self, nursery: trio.Nursery, *, seed: int = 1) -> None:
+        super().__init__(nursery, seed=seed, latency_s=(LATENCY_S, LATENCY_S))
+        self.puppets: list[Puppet] = []
+        self.barred: set[PeerId] = set()  # whom a story bars on purpose
+
+    def identity(self, name: str) -> Identity:
+        return person(name)
 
     @property
     def founder(self) -> Daemon:
-        return self.daemons["founder"]
+        return self.daemons[FOUNDER]
 
-    async def found(self, **settings: Any) -> Daemon:
-        """Found the mesh and start its first device."""
-        if not self.daemons:
-            self.nursery.start_soon(self.network.run)
-        founder = Daemon(self, "founder", **{"engine": Holder(), "owner": "ann", **settings})
-        message = founding_charter(
-            "town",
-            founder=founder.identity.public_key,
-            owner="ann",
-            approver=person("ann herself").public_key,
-        )
-        self.charter = seal(message, founder.identity, mesh=NO_HASH, seq=(0, 1), time_ms=NOON_MS)
-        await founder.disk.append(self.belonging())
-        self.daemons["founder"] = founder
-        await founder.start()
-        return founder
+    def found(self, **settings: Any) -> None:
+        """Sign the charter; its founder is the first device, and alone when the world opens."""
+        approver = person("ann herself").public_key
+        self.founding = Founding("town", person(FOUNDER), owner="ann", approver=approver)
+        self.daemons[FOUNDER] = Daemon(self, FOUNDER, **{"engine": Holder(), "owner": "ann", **settings})
 
-    async def found_again(self, **settings: Any) -> Daemon:
+    async def found_again(self, **settings: Any) -> None:
         """Found the mesh with other settings of the founder's; before anybody else has come."""
         await self.founder.kill()
         self.founder.disk.close()
-        return await self.found(**settings)
+        self.found(**settings)
+        await self.founder.start()
 
-    def belonging(self) -> list[Record]:
-        """What the disk of a new member holds: its mesh, and the charter that proves it."""
-        return [Record(MESH, b"id", self.mesh_id), Record(ENTRY, self.mesh_id, self.charter.raw)]
-
-    async def admit(
-        self, peer_id: PeerId, *, owner: str, credit_micro: int = CREDIT_MICRO
-    ) -> Sealed[Admitted]:
-        """Have the founder sign a device in; `joining` tests take the real stream instead."""
-        entry = await self.founder.node.logbook.write(
-            Admitted,
-            lambda index, prev: Admitted(
-                index=index,
-                prev=prev,
-                peer=peer_id,
-                owner=owner,
-                credit_line_micro=credit_micro,
-                invitation_id=bytes(16),
-            ),
-        )
-        await self.founder.node.sync.announce(entry)
-        return entry
-
-    async def add(
+    async def add(  # type: ignore[override]  # one device, which the test describes
         self,
         name: str,
         *,
@@ -400,15 +198,12 @@ class World:
         """Admit a device, start it, and let it meet the founder; `owner` is its own name unless said."""
         owner = owner or name
         daemon = Daemon(self, name, **{"owner": owner, "bootstrap": (self.founder.address,), **settings})
-        self.daemons[name] = daemon
-        await self.admit(daemon.peer_id, owner=owner, credit_micro=credit_micro)
-        await daemon.disk.append(self.belonging())
-        await daemon.start()
+        await self.settle(daemon, owner=owner, credit_micro=credit_micro)
         if is_met:
             await self.until(lambda: daemon.events("peer_met") != [])
         return daemon
 
-    async def puppet(self, name: str, *, owner: str = "", is_admitted: bool = True) -> "Puppet":
+    async def puppet(self, name: str, *, owner: str = "", is_admitted: bool = True) -> Puppet:
         """A key in the test's hand; it runs, and has met nobody."""
         puppet = Puppet(self, name)
         if is_admitted:
@@ -417,33 +212,21 @@ class World:
         await self.nursery.start(puppet.mesh.run)
         return puppet
 
-    def twin_of(self, daemon: Daemon) -> "Puppet":
+    def twin_of(self, daemon: Daemon) -> Puppet:
         """The daemon's key in the test's hand, as if its home directory had been copied; it is on no network."""
         twin = Puppet.__new__(Puppet)
         twin.world, twin.name, twin.identity = self, daemon.name, daemon.identity
-        twin.clock = WorldClock(skew_ms=1)
+        twin.clock = VirtualClock(skew_ms=1)
         twin.wire = Wire(
             daemon.identity,
             self.mesh_id,
-            boot=self.rng.getrandbits(62),
+            boot=self.random(f"twin of {daemon.name}").getrandbits(62),
             clock=twin.clock,
             members_time=MembersTime(twin.clock),
         )
         return twin
 
-    # --- time and faults ------------------------------------------------------------------------------------------
-    async def run(self, seconds: float) -> None:
-        """Let virtual time pass."""
-        await trio.sleep(seconds)
-
-    async def until(self, holds: Callable[[], bool], within_s: float = 60.0) -> float:
-        """Wait until something is so, looking every virtual 10 ms; return how long it took."""
-        began = trio.current_time()
-        while not holds():
-            assert trio.current_time() - began < within_s, f"not so within {within_s} virtual seconds"
-            await trio.sleep(0.01)
-        return trio.current_time() - began
-
+    # --- time and links -------------------------------------------------------------------------------------------
     async def acquaint(self, *daemons: Daemon) -> None:
         """Wait until these know each other's offers and are connected."""
         for one in daemons:
@@ -460,22 +243,9 @@ class World:
             )
         )
 
-    def set_latency(self, one: Daemon, other: Daemon, one_way_s: float) -> None:
-        """Make a link slower or faster, in both directions."""
-        self.network.set_latency(one.peer_id, other.peer_id, one_way_s)
-        self.network.set_latency(other.peer_id, one.peer_id, one_way_s)
-
     def freeze_round_trips(self, seconds: float) -> None:
         """Heartbeats have measured this, and not yet what the links have become since."""
         self.network.round_trip_s = lambda *_: seconds  # type: ignore[method-assign]
-
-    def partition(self, *groups: Sequence[Daemon]) -> None:
-        """Cut every link between these groups."""
-        self.network.partition(*([daemon.peer_id for daemon in group] for group in groups))
-
-    def heal(self) -> None:
-        """Mend every link."""
-        self.network.heal()
 
     # --- the laws ---------------------------------------------------------------------------------------------------
     def check(self) -> None:
@@ -496,233 +266,6 @@ class World:
                 assert other.peer_id in self.barred or not daemon.node.logbook.assembly.is_barred(
                     other.peer_id
                 ), f"{daemon.name} bars {other.name}, who did nothing"
-
-    async def close(self) -> None:
-        """End every process, then let the disks go."""
-        with trio.CancelScope(shield=True):
-            for daemon in self.daemons.values():
-                await daemon.kill()
-                daemon.disk.close()
-
-
-class Puppet:
-    """A key, its pen and its mesh, and no node: whatever it says, a test said."""
-
-    def __init__(self, world: World, name: str) -> None:
-        self.world = world
-        self.name = name
-        self.identity = person(name)
-        self.clock = WorldClock()
-        self.journal = Journal(monotonic=trio.current_time)
-        self.mesh = world.network.join(self.peer_id, self.journal)
-        self.heard: list[Sealed[Hello]] = []
-        self.boot = Random(name).getrandbits(62)
-        self.wire = Wire(
-            self.identity,
-            world.mesh_id,
-            boot=self.boot,
-            clock=self.clock,
-            members_time=MembersTime(self.clock),
-        )
-        self.advert = b""
-        self.heads: tuple[Head, ...] = ()
-        self.tails: dict[str, Sealed[Any]] = {}
-        self.mesh.serve(HELLO, self._answer_hello)
-
-    @property
-    def peer_id(self) -> PeerId:
-        return self.identity.peer_id
-
-    @property
-    def address(self) -> str:
-        return f"/ip4/127.0.0.1/tcp/4420/p2p/{self.peer_id}"
-
-    def serve(self, protocol: StreamProtocol, handler: StreamHandler) -> None:
-        """Answer a protocol the test's way; may be called while it runs."""
-        self.mesh._handlers[protocol.name] = (protocol, handler)
-
-    def offer(self, *, completion_micro: int = 1, prompt_micro: int = 1) -> None:
-        """Advertise the echo model, from the next hello on."""
-        model = ModelOffer(
-            digest=ECHO_MODEL,
-            architecture="echo",
-            quantisation="none",
-            context_tokens=4_096,
-            tokens_per_ks=50_000,
-            prompt_tokens_per_ks=1_000_000,
-        )
-        self.advert = self.wire.seal(
-            Advert(
-                models=(model,),
-                slots=1,
-                slots_free=1,
-                prompt_micro=prompt_micro,
-                completion_micro=completion_micro,
-                device=MAINS,
-                heads=(),
-                assembly=self.world.founder.node.logbook.assembly.fingerprint(),
-                addresses=(self.address,),
-            ),
-            ttl_ms=180_000,
-        ).raw
-
-    def hello(self) -> Hello:
-        return Hello(
-            boot=self.boot.to_bytes(16),
-            heads=self.heads,
-            yours=(),
-            advert=self.advert,
-            adverts=(),
-            addresses=(self.address,),
-        )
-
-    async def meet(self, daemon: Daemon) -> Sealed[Hello]:
-        """Dial a daemon and exchange hellos."""
-        await self.mesh.dial(daemon.address)
-        stream = await self.mesh.open_stream(daemon.peer_id, HELLO)
-        await self.wire.send(stream, self.hello())
-        heard = await self.wire.receive(stream, Hello)
-        await stream.end()
-        await self.world.until(lambda: self.peer_id in daemon.node.meeting.greeted)
-        return heard
-
-    async def _answer_hello(self, stream: Stream) -> None:
-        self.heard.append(await self.wire.receive(stream, Hello))
-        await self.wire.send(stream, self.hello())
-
-    async def open(self, daemon: Daemon, protocol: StreamProtocol) -> Stream:
-        return await self.mesh.open_stream(daemon.peer_id, protocol)
-
-    def entry(self, form: type[E], *, index: int | None = None, **fields: Any) -> Sealed[E]:
-        """Sign the next entry of the puppet's own log; with an `index` of its own choice it may fork."""
-        tail = self.tails.get(form.log)
-        if index is None:
-            index = tail.message.index + 1 if tail else 0
-            prev = tail.id if tail else NO_HASH
-        else:
-            prev = NO_HASH
-        sealed = self.wire.seal(form(index=index, prev=prev, **fields))
-        self.tails[form.log] = sealed
-        return sealed
-
-    def next_card(self, head: Head, name: str, model: bytes) -> Sealed[Card]:
-        """Sign the card that would follow a head of the puppet's own assembly log."""
-        return self.wire.seal(Card(index=head.index + 1, prev=head.entry, name=name, model=model))
-
-    # --- as a seller ------------------------------------------------------------------------------------------------
-    async def bid(self, stream: Stream, *, completion_micro: int = 1) -> Sealed[Request]:
-        """Answer the request that comes on a job stream with a bid."""
-        request = await self.wire.receive(stream, Request)
-        await self.wire.send(
-            stream,
-            Bid(
-                request=request.id,
-                prompt_micro=1,
-                completion_micro=completion_micro,
-                ttft_ms=10,
-                tokens_per_ks=50_000,
-            ),
-        )
-        return request
-
-    async def accept(self, stream: Stream) -> tuple[Sealed[Award], Work]:
-        """Take the award and the work that follow a bid, and accept."""
-        award = await self.wire.receive(stream, Award)
-        work = (await self.wire.receive(stream, Work)).message
-        terms = award.message
-        accept = self.entry(
-            Accept, award=award.id, buyer=award.sender, job_id=terms.job_id, attempt=terms.attempt
-        )
-        await stream.send(accept.raw)
-        return award, work
-
-    async def send_tokens(self, stream: Stream, ids: Sequence[int], *, first: int = 0) -> None:
-        """Send each token in a frame of its own; the text is as honest as the ids."""
-        for place, token in enumerate(ids):
-            text = token_bytes(token).decode(errors="replace")
-            await stream.send(encode(TokensFrame(first=first + place, ids=(token,), text=text)))
-
-    async def finish(self, stream: Stream, completion_tokens: int) -> None:
-        frame = FinishedFrame(reason="stop", text="", prompt_tokens=4, completion_tokens=completion_tokens)
-        await stream.send(encode(frame))
-
-    def receipt(
-        self, award: Sealed[Award], work: Work, ids: Sequence[int], **changes: Any
-    ) -> Sealed[Receipt]:
-        """The honest receipt for what was delivered, with some fields changed."""
-        honest = draft_receipt(
-            award,
-            work,
-            ids=ids,
-            prompt_tokens=4,
-            ttft_ms=1,
-            duration_ms=1,
-            chargeable_micro=award.message.hold_micro,
-            index=0,
-            prev=NO_HASH,
-        )
-        fields = {name: getattr(honest, name) for name in honest.__struct_fields__} | changes
-        return self.entry(Receipt, **{name: fields[name] for name in fields if name not in {"index", "prev"}})
-
-    # --- as a buyer -------------------------------------------------------------------------------------------------
-    async def ask(
-        self, daemon: Daemon, *, job: bytes = b"j" * 16, **changes: Any
-    ) -> tuple[Stream, Sealed[Request], Sealed[Bid] | Sealed[Decline]]:
-        """Open a job stream with a request for 10 prompt and 50 completion tokens."""
-        stream = await self.open(daemon, JOB)
-        fields = {
-            "job_id": job,
-            "attempt": 1,
-            "model": ECHO_MODEL,
-            "prompt_tokens": 10,
-            "completion_tokens_max": 50,
-            "total_micro_max": 1_000_000,
-            "privacy": "mesh",
-            "session": NO_HASH,
-            "head": None,
-        }
-        request = await self.wire.send(stream, Request(**{**fields, **changes}))
-        return stream, request, await self.wire.receive(stream, Bid, Decline)
-
-    def award(
-        self,
-        to: PeerId,
-        request: Sealed[Request],
-        bid: Sealed[Any],
-        /,
-        *,
-        index: int | None = None,
-        **changes: Any,
-    ) -> Sealed[Award]:
-        """The honest award for a bid, with some fields changed."""
-        fields = {
-            "request": request.id,
-            "bid": bid.id,
-            "job_id": request.message.job_id,
-            "attempt": request.message.attempt,
-            "seller": to,
-            "model": request.message.model,
-            "hold_micro": 10_000,
-            "prompt_micro": bid.message.prompt_micro,
-            "completion_micro": bid.message.completion_micro,
-            "lease_ms": 600_000,
-            "session": NO_HASH,
-        }
-        return self.entry(Award, index=index, **{**fields, **changes})
-
-    def work(self, award: Sealed[Award], words: str = "hi", **changes: Any) -> Work:
-        """The honest work under an award, with some fields changed."""
-        fields = {
-            "award": award.id,
-            "job_id": award.message.job_id,
-            "attempt": award.message.attempt,
-            "turns": (Turn(role="user", content=words),),
-            "completion_tokens_max": 50,
-            "sampling": SamplingTerms(),
-            "stop": (),
-            "received": (),
-        }
-        return Work(**{**fields, **changes})
 
 
 def invented_heads(count: int) -> tuple[Head, ...]:
