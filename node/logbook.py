@@ -26,6 +26,7 @@ from node.wire import Wire
 from protocol.envelope import Sealed, narrow
 from protocol.errors import AgoraError, BrokenLog, Equivocation, RemoteProtocolError
 from protocol.identity import PeerId
+from protocol.limits import LIVE_WINDOW_S
 from protocol.log import AuthorLog
 from protocol.messages import NO_HASH, Advert, Countersignature, Entry, Head, LogName, Message
 
@@ -35,6 +36,10 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
 E = TypeVar("E", bound=Entry)
 ENTRY = "entry"  # the store's record kind: a sealed entry of some log, by its id
 MESH = "mesh"  # which mesh this home belongs to (`id`), and whether it has left it (`left`)
+# What bears our name and a later time than our start may still be our own, from before it, by a clock that has been set
+# back since. Others have heard it, so that clock was a live window ahead at most; and they hear us now, so ours is at most
+# one behind.
+CLOCK_SET_BACK_MS_MAX = int(2 * LIVE_WINDOW_S * 1000)
 WRITES_WAITING_MAX = 256
 ACCUSATIONS_WAITING_MAX = 64
 
@@ -126,7 +131,7 @@ class Logbook:
 
     def meet_own_key(self, sealed: Sealed[Message]) -> None:
         """Somebody signs as us. If that is another daemon, running now, both must stop writing durable entries."""
-        if sealed.boot != self._wire.boot and sealed.time_ms > self._started_ms:
+        if sealed.boot != self._wire.boot and sealed.time_ms > self._started_ms + CLOCK_SET_BACK_MS_MAX:
             self.halted = (
                 "this device's key is running on another machine or home directory at the same time; "
                 "stop one of the two"

@@ -44,9 +44,11 @@ from runtime.engine import (
     BadTemplate,
     Digest,
     Engine,
+    EngineDied,
     EngineError,
     Finished,
     FinishReason,
+    Frame,
     Generation,
     PromptTooLong,
     Tokens,
@@ -216,7 +218,10 @@ class Buyer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_when_set, job.client_left, nursery.cancel_scope)
             try:
-                async with aclosing(self._engine.generate(generation)) as frames:
+                async with (
+                    aclosing(self._engine.generate(generation)) as promised,
+                    aclosing(_unless_still(promised)) as frames,
+                ):
                     async for frame in frames:
                         if isinstance(frame, Tokens):
                             attempt.ids.extend(frame.ids)
@@ -298,6 +303,22 @@ class Buyer:
         """Pass an event to the client; one that has left hears nothing more."""
         with suppress(trio.BrokenResourceError):
             await send.send(event)
+
+
+async def _unless_still(frames: AsyncGenerator[Frame, None]) -> AsyncGenerator[Frame, None]:
+    """Pass on what our own engine yields; a child that hangs must not hold the client and the slot for ever.
+
+    Raises:
+        EngineDied: it has promised a frame every half second, and none came for far longer.
+    """
+    while True:
+        with trio.move_on_after(limits.STANDSTILL_S) as patience:
+            frame = await anext(frames, None)
+        if patience.cancelled_caught:
+            raise EngineDied(f"the engine said nothing for {limits.STANDSTILL_S:.0f} s")
+        if frame is None:
+            return
+        yield frame
 
 
 async def _cancel_when_set(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -6,6 +6,7 @@ from node.chat import ChatError, UnknownModelName, Unsold
 from node.logbook import NotConfirmed
 from node.store import Record
 from protocol.envelope import Sealed, open_sealed
+from protocol.limits import LIVE_WINDOW_S
 from protocol.messages import Accept, Decline, Entry
 from tests.node.world import Daemon, Holder, World, echo_text, person
 
@@ -288,6 +289,9 @@ async def test_a_key_that_runs_twice_stops_writing_and_says_so(world: World) -> 
     bob = await world.add("bob")
     await world.acquaint(world.founder, bob)
     twin = world.twin_of(bob)
+    await world.run(
+        2 * LIVE_WINDOW_S
+    )  # before that it could be an earlier life's, by a clock that was set back since
     twin.offer()
 
     bob.node.advertiser.hear(twin.advert, world.founder.peer_id)
