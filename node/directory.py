@@ -3,7 +3,7 @@ but for the addresses.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 
@@ -27,8 +27,12 @@ class Offer:
 class Directory:
     """Newest adverts by peer; one that has expired no longer counts."""
 
-    def __init__(self, me: PeerId) -> None:
+    def __init__(
+        self, me: PeerId, on_learned: Callable[[PeerId, tuple[str, ...]], None] = lambda *_: None
+    ) -> None:
+        """`on_learned` is told of every address: the mesh, which dials whoever is asked for."""
         self._me = me
+        self._on_learned = on_learned
         self._offers: OrderedDict[PeerId, Offer] = OrderedDict()
         self._addresses: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
 
@@ -57,6 +61,7 @@ class Directory:
             return
         self._addresses.pop(peer_id, None)
         self._addresses[peer_id] = good[: limits.ADDRESSES_MAX]
+        self._on_learned(peer_id, self._addresses[peer_id])
         while len(self._addresses) > PEERS_MAX:
             self._addresses.popitem(last=False)
 

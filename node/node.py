@@ -127,7 +127,7 @@ class Node:
             journal=journal,
         )
         self.logbook.load(records)
-        self.directory = Directory(identity.peer_id)
+        self.directory = Directory(identity.peer_id, ports.mesh.learn)
         self.job_book = JobBook(ports.store, clock)
         self.job_book.load(records)
         self.sync = Sync(ports.mesh, self.wire, self._members_time, self.logbook, journal)

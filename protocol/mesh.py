@@ -124,6 +124,9 @@ class Mesh(Protocol):
     def watch(self, handler: PeerHandler) -> None:
         """Be told of peers that come and go, in order per peer; to be called before the mesh runs."""
 
+    def learn(self, peer_id: PeerId, addresses: tuple[str, ...]) -> None:
+        """Remember where a peer says it can be dialled, for `open_stream`."""
+
     async def dial(self, address: str) -> PeerId:
         """Connect to a multiaddr that ends in `/p2p/<peer id>` (a circuit relay's too).
 

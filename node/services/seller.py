@@ -121,7 +121,7 @@ class Seller:
             found = self._logbook.ledger.award(work.message.award)
             if found is None or found.sender != stream.peer_id or found.message.seller != self._logbook.me:
                 raise NotAuthorised(f"peer {stream.peer_id} names an award that is not its own with us")
-            if refusal := self._offer.closed_to_lease(stream.peer_id):
+            if refusal := self._offer.closed_to_lease(stream.peer_id, Digest(found.message.model)):
                 await stream.send(encode(FailedFrame(reason="lease", detail=refusal)))
                 return
             await self._work(stream, found, work.message, is_new=False)

@@ -18,10 +18,15 @@ class Attendance:
     def __init__(self, world: "World") -> None:
         self._world = world
         self._away: set[str] = set()  # who is not there when the world opens
+        self._keeping: set[str] = set()  # who comes and goes
 
     def is_expected(self, daemon: "Daemon") -> bool:
         """Whether a device starts with the world."""
         return daemon.name not in self._away
+
+    def online_share(self, daemon: "Daemon") -> float:
+        """The share of its time, 0 to 1, that a device is there."""
+        return PROFILES[daemon.profile].online_share if daemon.name in self._keeping else 1.0
 
     def keep_hours(self, daemons: Iterable["Daemon"]) -> None:
         """Let these come and go from now to the world's end; see `World.churn`."""
@@ -30,6 +35,7 @@ class Attendance:
             profile = PROFILES[daemon.profile]
             if profile.online_mean_s is None:
                 continue
+            self._keeping.add(daemon.name)
             rng = world.random(f"churn {daemon.name}")
             stays = [
                 (world.now + start, world.now + end)

@@ -7,7 +7,7 @@ it; so does the first line that differs from the trace of a replay.
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -59,9 +59,7 @@ def simulate(
         return determinism.run(partial(_tell, options, trace, on_progress), seed=options.seed)
 
 
-async def _tell(
-    options: SimulationOptions, trace: Trace, on_progress: Callable[[Progress], None]
-) -> Sight:
+async def _tell(options: SimulationOptions, trace: Trace, on_progress: Callable[[Progress], None]) -> Sight:
     def write(at_s: float, node: str, event: Event) -> None:
         trace.write(at_s, node, event.name, event.fields)
 
@@ -92,7 +90,7 @@ def _look(world: World, trace: Trace) -> Sight:
     names = {daemon.peer_id: name for name, daemon in world.daemons.items()}
     ledgers = [daemon.node.logbook.ledger for daemon in world.daemons.values() if daemon.is_online]
     return Sight(
-        outcomes=world.outcomes,
+        outcomes=[replace(outcome) for outcome in world.outcomes],  # those that run are cut off after this
         samples=world.samples,
         traffic={names[peer]: traffic for peer, traffic in world.network.traffic.items() if peer in names},
         propagation=world.propagation,

@@ -23,13 +23,16 @@ class Askers:
     def __init__(self, world: "World") -> None:
         self._world = world
 
-    def begin(self, daemons: Sequence["Daemon"], workload: Workload, chats: float | None) -> None:
+    def begin(
+        self, daemons: Sequence["Daemon"], workload: Workload, chats_per_node_hour: float | None
+    ) -> None:
         """Ask on these devices from now to the world's end; see `World.ask_everywhere`."""
         rates = {
-            daemon.name: PROFILES[daemon.profile].chats_per_hour * PROFILES[daemon.profile].online_share
+            daemon.name: PROFILES[daemon.profile].chats_per_hour * self._world.attendance.online_share(daemon)
             for daemon in daemons
         }
-        scale = chats / (sum(rates.values()) * self._world.seconds / 3_600) if chats is not None else 1.0
+        asked = sum(rates.values())
+        scale = 1.0 if chats_per_node_hour is None else chats_per_node_hour * len(daemons) / asked
         self._world.nursery.start_soon(
             self._run, [self._of(daemon, workload, scale) for daemon in daemons], self._world.now
         )

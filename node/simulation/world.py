@@ -91,7 +91,7 @@ class World:
         self.is_open = False  # devices that are added go through the founder
         self.opened = trio.Event()  # all that were added before have started
         self.founding: Founding
-        self._attendance = Attendance(self)
+        self.attendance = Attendance(self)
         self._counts: dict[str, int] = {}
 
     # --- chance ---------------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ class World:
         """Start every device that has been added, the founder first."""
         self.is_open = True
         for daemon in list(self.daemons.values()):
-            if self._attendance.is_expected(daemon):
+            if self.attendance.is_expected(daemon):
                 await daemon.start()
         self.opened.set()
         self.nursery.start_soon(self._sample)
@@ -220,16 +220,17 @@ class World:
         await trio.sleep(seconds)
 
     async def until(self, holds: Callable[[], bool], within_s: float = 60.0) -> float:
-        """Let virtual time pass until something is so; return how long it took.
+        """Let virtual time pass until something is so; return how long it took. The first call starts everybody.
 
         Raises:
             TimeoutError: it is not so within this time.
         """
+        await self.run(0)
         since = self.now
         while not holds():
             if self.now - since > within_s:
                 raise TimeoutError(f"not so within {within_s:g} virtual seconds")
-            await self.run(LOOK_S)
+            await trio.sleep(LOOK_S)
         return self.now - since
 
     @property
@@ -308,12 +309,18 @@ class World:
 
         Said before the first `run`, some are away from the beginning, as in the middle of a device's life.
         """
-        self._attendance.keep_hours(list(self.daemons.values() if daemons is None else daemons))
+        self.attendance.keep_hours(list(self.daemons.values() if daemons is None else daemons))
 
     # --- load -------------------------------------------------------------------------------------------------------
-    def ask_everywhere(self, workload: "Workload", *, chats: float | None = None) -> None:
-        """Let the users of all devices ask, until the world ends; `chats` scales the total to about so many."""
-        self.askers.begin(list(self.daemons.values()), workload, chats)
+    def ask_everywhere(self, workload: "Workload", *, chats_per_node_hour: float | None = None) -> None:
+        """Let the users of all devices ask, until the world ends.
+
+        Args:
+            workload: how they ask.
+            chats_per_node_hour: how much, as a mean over all devices, those that are away counted in; how much more one
+                asks than another stays as the profiles say. None: as much as they say.
+        """
+        self.askers.begin(list(self.daemons.values()), workload, chats_per_node_hour)
 
     # --- what is seen -----------------------------------------------------------------------------------------------
     def watch(self, writer: TraceWriter) -> None:
