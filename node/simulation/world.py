@@ -47,6 +47,7 @@ SAMPLE_S = 60.0
 LOOK_S = 0.01  # between two looks of `until`
 DEVICES_PER_OWNER = 3
 FOUNDER = "founder"
+FOUNDER_PATIENCE_S = 60.0  # until it has met a member since its start, and may write
 TraceWriter = Callable[[float, str, Event], None]
 
 
@@ -164,19 +165,25 @@ class World:
 
     async def settle(self, daemon: Daemon, *, owner: str, credit_micro: int = CREDIT_MICRO) -> None:
         """Add a device that somebody else has made: admit it, and start it if the world is open."""
-        self.daemons[daemon.name] = daemon
         await self.admit(daemon.peer_id, owner=owner, credit_micro=credit_micro)
+        self.daemons[daemon.name] = daemon
         if self.is_open:
             await daemon.start()
 
     async def admit(
         self, peer_id: PeerId, *, owner: str, credit_micro: int = CREDIT_MICRO
     ) -> Sealed[Admitted]:
-        """Have the founder sign a key in; before the first `run`, for everybody at once."""
+        """Have the founder sign a key in; before the first `run`, for everybody at once.
+
+        Raises:
+            NotConfirmed: the founder is down, or has met nobody for long; it writes nothing then.
+        """
         place = admission(peer_id, owner, credit_micro)
         if not self.is_open:
             return self.founding.sign(place)
         founder = self.founder.node
+        with trio.move_on_after(FOUNDER_PATIENCE_S):
+            await founder.logbook.wait_confirmed()
         entry = await founder.logbook.write(Admitted, place)
         await founder.sync.announce(entry)
         return entry
