@@ -85,6 +85,7 @@ class Auction:
         asked: the sellers it goes to.
         awaited: those of them that the auction waits for (see `Punctuality.awaited`).
         window_s: from `bid_window_s`.
+        overtime_s: from `bid_overtime_s`.
         now: when the request goes out.
     """
 
@@ -96,10 +97,12 @@ class Auction:
         awaited: frozenset[PeerId],
         window_s: float,
         now: float,
+        overtime_s: float = limits.BID_WINDOW_MAX_S,
     ) -> None:
         self.request = request
         self.asked = asked
         self.window_s = min(window_s, limits.BID_WINDOW_MAX_S)
+        self.overtime_s = overtime_s
         self.state = State.OPEN
         self.missed: tuple[PeerId, ...] = ()
         self._awaited = awaited & frozenset(asked)
@@ -118,7 +121,7 @@ class Auction:
             return None
         if not self._silent:
             return self._opened_at
-        wait_s = self.window_s if self.state is State.OPEN else limits.BID_WINDOW_MAX_S
+        wait_s = self.window_s if self.state is State.OPEN else self.overtime_s
         return self._opened_at + wait_s
 
     @property
@@ -160,7 +163,7 @@ class Auction:
         if best is not None and not is_waiting:
             self.state = State.CLOSED
             return [Won(best.sender, best, total_micro(self.request.message, best.message))]
-        is_over = now >= self._opened_at + limits.BID_WINDOW_MAX_S
+        is_over = now >= self._opened_at + self.overtime_s
         if best is None and (is_over or not self._silent):
             self.state = State.CLOSED
             return [NoSale(self.declines, self._silent)]
@@ -224,12 +227,22 @@ def bid_window_s(round_trips_s: Iterable[float]) -> float:
 
     With no round trip known it is the longest: a stranger's first answer is worth the wait.
     """
-    ordered = sorted(round_trips_s)
-    if not ordered:
-        return limits.BID_WINDOW_MAX_S
-    p90 = ordered[math.ceil(0.9 * len(ordered)) - 1]
-    window_s = limits.BID_WINDOW_ROUND_TRIPS * p90
+    window_s = limits.BID_WINDOW_ROUND_TRIPS * _p90(round_trips_s, limits.BID_WINDOW_MAX_S)
     return min(max(window_s, limits.BID_WINDOW_MIN_S), limits.BID_WINDOW_MAX_S)
+
+
+def bid_overtime_s(round_trips_s: Iterable[float]) -> float:
+    """Return how long an auction without a bid stays open: a second, and longer where answers cannot come by then.
+
+    A question on a fresh stream takes two round trips; over a satellite that is more than a second.
+    """
+    overtime_s = limits.BID_OVERTIME_ROUND_TRIPS * _p90(round_trips_s, 0.0)
+    return min(max(overtime_s, limits.BID_WINDOW_MAX_S), limits.BID_OVERTIME_MAX_S)
+
+
+def _p90(seconds: Iterable[float], otherwise: float) -> float:
+    ordered = sorted(seconds)
+    return ordered[math.ceil(0.9 * len(ordered)) - 1] if ordered else otherwise
 
 
 def _bid(answer: Answer) -> Sealed[Bid] | None:

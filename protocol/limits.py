@@ -49,6 +49,8 @@ ADVERT_HANDED_ON_S = (
 )
 BID_WINDOW_MIN_S = 0.05
 BID_WINDOW_MAX_S = 1.0
+BID_OVERTIME_MAX_S = 3.0  # and an auction without a bid stays open so long, where links are slow
+BID_OVERTIME_ROUND_TRIPS = 3.0  # two to open a stream and to ask, one to spare
 BID_WINDOW_ROUND_TRIPS = 3.0  # the window is this times the asked peers' p90 round trip
 STALL_TIMEOUT_S = 2.0  # no token and no progress frame for this long: the seller has failed
 PROGRESS_INTERVAL_S = 0.5

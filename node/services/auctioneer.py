@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import trio
 
-from marketplace.auction import Absent, Auction, NoSale, Won, bid_window_s, total_micro
+from marketplace.auction import Absent, Auction, NoSale, Won, bid_overtime_s, bid_window_s, total_micro
 from marketplace.punctuality import Punctuality
 from node.clock import Clock
 from node.directory import Directory
@@ -66,6 +66,7 @@ class Auctioneer:
             asked=sellers,
             awaited=self._punctuality.awaited(sellers),
             window_s=bid_window_s(round_trips),
+            overtime_s=bid_overtime_s(round_trips),
             now=opened_at,
         )
         attempt.asked += sellers
@@ -99,7 +100,7 @@ class Auctioneer:
         answer: BidOrDecline | None = None
         stream: Stream | None = None
         try:
-            with trio.move_on_after(limits.BID_WINDOW_MAX_S):
+            with trio.move_on_after(auction.overtime_s):
                 stream = await self._mesh.open_stream(seller, JOB)
                 await stream.send(request.raw)
                 heard = await self._wire.receive(stream, Bid, Decline)

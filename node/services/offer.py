@@ -79,16 +79,18 @@ class OwnOffer:
             return Decline(request=request.id, reason=reason, detail=detail)
         return quote(request, self._terms, self._state(request))
 
-    def closed_to_lease(self, buyer: PeerId, model: Digest) -> str:
+    def closed_to_lease(self, buyer: PeerId) -> str:
         """Why a lease, which no quote stands before, serves nothing now; the next auction will tell its buyer the same."""
         if closed := self._closed():
             return closed[1]
-        if model in self._engine.models:
-            status = self._engine.status(model)
-            if status.slots_free <= 0 and status.queued:
-                return f"{status.queued} waiting: somebody else is quicker, even with a cold cache"
         owed, most = self._exposure.micro(buyer), self._terms.exposure_micro_max
         return f"{owed} not countersigned, at most {most} allowed" if owed > most else ""
+
+    def busy(self, model: Digest) -> str:
+        """Why a lease, whose buyer has asked nobody else, had better go to auction now; it need not queue here."""
+        if model not in self._engine.models or self._engine.status(model).slots_free > 0:
+            return ""
+        return f"{self._engine.status(model).slots} slots in use: somebody else is quicker, even with a cold cache"
 
     def _closed(self) -> tuple[DeclineReason, str] | None:
         """Why nothing is sold now, to whomever: a receipt could not be written."""

@@ -121,7 +121,7 @@ class Seller:
             found = self._logbook.ledger.award(work.message.award)
             if found is None or found.sender != stream.peer_id or found.message.seller != self._logbook.me:
                 raise NotAuthorised(f"peer {stream.peer_id} names an award that is not its own with us")
-            if refusal := self._offer.closed_to_lease(stream.peer_id, Digest(found.message.model)):
+            if refusal := self._offer.closed_to_lease(stream.peer_id):
                 await stream.send(encode(FailedFrame(reason="lease", detail=refusal)))
                 return
             await self._work(stream, found, work.message, is_new=False)
@@ -234,8 +234,12 @@ class Seller:
             chargeable_micro=ledger.chargeable_micro(award.id),
             now=now,
         )
-        if refused is not None or work.award != award.id:
-            detail = refused.detail if refused else "the work names another award"
+        detail = refused.detail if refused else ""
+        if work.award != award.id:
+            detail = "the work names another award"
+        if not (detail or is_new):
+            detail = self._offer.busy(Digest(award.message.model))
+        if detail:
             await stream.send(encode(FailedFrame(reason="lease", detail=detail)))
             return
         self._fence.begin(stream.peer_id, work.job_id, work.attempt)

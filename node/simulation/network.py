@@ -133,7 +133,9 @@ class Network:
         self.meshes: dict[PeerId, MemoryMesh] = {}
         self.weather = Link()  # what befalls links that nothing else was said about
         self.traffic: dict[PeerId, Traffic] = {}
-        self.followed: dict[bytes, tuple[bytes, list[float]]] = {}  # gossip by key: its bytes, when it was heard
+        self.followed: dict[
+            bytes, tuple[bytes, list[float]]
+        ] = {}  # gossip by key: its bytes, when it was heard
         self._uplinks: dict[PeerId, Uplink] = {}
         self._latency_range = latency_s
         self._tick_s = tick_s
@@ -315,7 +317,8 @@ class Network:
 
     def round_trip_s(self, one: PeerId, other: PeerId) -> float:
         """There and back."""
-        return self.latency_s(one, other) + self.latency_s(other, one)
+        slowness_s = self.link(one, other).slowness_s + self.link(other, one).slowness_s
+        return self.latency_s(one, other) + self.latency_s(other, one) + slowness_s
 
     def forget(self, connection: Connection) -> None:
         """A connection was dropped; tell both ends."""

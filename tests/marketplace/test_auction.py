@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marketplace.auction import Absent, Answer, Auction, Declined, NoSale, Won, bid_window_s, lot, winner
+from marketplace.auction import Absent, Answer, Auction, Declined, NoSale, Won, bid_overtime_s, bid_window_s, lot, winner
 from protocol.identity import PeerId
 from tests.marketplace.parties import ANN, BOB, BUYER, CAT, bid, decline, request
 
@@ -257,3 +257,14 @@ def test_the_window_is_three_times_the_p90_round_trip_within_bounds(
 ) -> None:
     """One far peer of ten does not set everybody's pace."""
     assert bid_window_s(round_trips_s) == pytest.approx(window_s)
+
+
+@pytest.mark.parametrize(
+    ("round_trips", "seconds"),
+    [([], 1.0), ([0.02, 0.03], 1.0), ([0.6], 1.8), ([0.02] * 9 + [5.0], 1.0), ([2.0, 2.0], 3.0)],
+)
+def test_an_auction_without_a_bid_waits_longer_where_links_are_slow(
+    round_trips: list[float], seconds: float
+) -> None:
+    """Over a satellite two round trips take more than a second, and its user wants to chat as well."""
+    assert bid_overtime_s(round_trips) == pytest.approx(seconds)

@@ -7,6 +7,7 @@ from protocol.envelope import decode
 from protocol.errors import MeshError
 from protocol.messages import Accept, Bid, FailedFrame, JobFrame, TokensFrame
 from protocol.topics import JOB
+from runtime.echo import ECHO_MODEL
 from tests.node.world import Daemon, Engine, Holder, World, chat_request, echo_text
 
 SESSION, OTHER_SESSION = b"s" * 32, b"t" * 32
@@ -420,3 +421,18 @@ async def test_a_lease_serves_no_buyer_that_owes_too_much(world: World) -> None:
     assert isinstance(refused, FailedFrame)
     assert "not countersigned" in refused.detail
     assert len(seller.engine.started) == 1
+
+
+async def test_a_lease_does_not_queue_while_others_are_free(world: World) -> None:
+    """A warm cache saves seconds; a slow answer before ours would cost a minute."""
+    warm, other = await world.add("warm", price_completion_micro=1), await world.add("other")
+    await world.acquaint(world.founder, warm, other)
+    await world.founder.chat("hello", session=SESSION)
+    world.nursery.start_soon(world.founder.chat, "a long question " * 20)
+    await world.until(lambda: warm.engine.status(ECHO_MODEL).slots_free == 0)
+
+    answer = await world.founder.chat("hello again", session=SESSION)
+
+    assert answer.started[-1].seller == other.peer_id
+    assert answer.first_s is not None
+    assert answer.first_s < 1
