@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format simulate bench clean
 
 # The first Python that will do; `make PYTHON=/path/to/python3.12 …` chooses another.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
@@ -33,6 +33,9 @@ test: setup ## every test, with real processes, sockets and models (under 12 min
 format: setup ## put the code into the house's form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+simulate: setup ## 2,000 small worlds, each with its seed and its storm, under all laws (about half an hour)
+	@$(BIN)/python -m node.simulation.sweep --seeds $(or $(SEEDS),2000) --first $(or $(FIRST),1)
 
 bench: setup ## measure, print, and write docs/BENCHMARKS.md
 	@$(BIN)/agora bench

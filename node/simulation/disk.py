@@ -52,6 +52,7 @@ class Disk:
 
     def __init__(self, rng: Random, *, sync_s: float = 0.0, is_large_world: bool = False) -> None:
         self.is_plugged_in = True
+        self.was_filled = False  # at any time: its daemon may know more than is on it
         self.appends: list[tuple[Record, ...]] = []  # those of a small world, for its checkers
         self._rng = rng
         self._sync_s = sync_s
@@ -97,6 +98,7 @@ class Disk:
     async def fill(self) -> None:
         """Write until nothing more fits."""
         assert isinstance(self._store, MemoryStore), "only small worlds have disks that fill"
+        self.was_filled = True
         self._store.resize(FULL_BYTES)
         with suppress(StoreFull):
             for number in count():

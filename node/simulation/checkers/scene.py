@@ -1,0 +1,117 @@
+"""What the laws read: the honest devices of a world, what their disks hold, and the few events that accuse them.
+
+Nothing here draws from chance, waits for virtual time or looks at a node's clock (which counts its looks), so a world
+goes its way in the same steps whether it is checked or not.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from marketplace.assembly.assembly import open_entry
+from node.event import Event
+from node.logbook import ENTRY
+from node.simulation.daemon import Daemon
+from node.simulation.observations import Outcome
+from protocol.envelope import Sealed
+from protocol.errors import RemoteProtocolError
+from protocol.identity import PeerId
+from protocol.messages import Entry
+
+if TYPE_CHECKING:
+    from node.simulation.world import World
+
+# Journaled things that a law reads; the others are only counted by whoever writes the trace.
+HEARD: Final = frozenset({"handler_failed", "contradiction_found", "peer_barred", "claim_written_off"})
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A law that does not hold.
+
+    Attributes:
+        node: the name of the device whose events tell most.
+        found: what is so and should not be.
+    """
+
+    node: str
+    found: str
+
+
+@dataclass
+class Scene:
+    """A world as its laws see it.
+
+    Attributes:
+        events: what was journaled under the names in `HEARD`, with the device it happened on.
+        disks: every entry on the disk of each honest device; empty before `read_disks`.
+        unreadable: what lay among them and is no entry of this mesh.
+        last_chats: what came of the chats that were asked when the faults were over.
+    """
+
+    world: "World"
+    events: defaultdict[str, list[tuple[str, Event]]] = field(default_factory=lambda: defaultdict(list))
+    disks: dict[str, list[Sealed[Entry]]] = field(default_factory=dict)
+    unreadable: list[Broken] = field(default_factory=list)
+    last_chats: list[Outcome] = field(default_factory=list)
+
+    def note(self, at_s: float, node: str, event: Event) -> None:  # noqa: ARG002  a `TraceWriter`
+        """Hear of an event."""
+        if event.name in HEARD:
+            self.events[event.name].append((node, event))
+
+    async def read_disks(self) -> None:
+        """Read every honest disk. An entry that several of them hold is opened once."""
+        known: dict[bytes, Sealed[Entry]] = {}
+        self.unreadable = []
+        for daemon in self.honest:
+            held = self.disks[daemon.name] = []
+            for record in await daemon.disk.load():
+                if record.kind != ENTRY or record.body is None:
+                    continue
+                if record.body not in known:
+                    try:
+                        known[record.body] = open_entry(record.body, self.world.mesh_id)
+                    except RemoteProtocolError as error:
+                        self.unreadable.append(
+                            Broken(daemon.name, f"its disk holds what nobody opens: {error}")
+                        )
+                        continue
+                held.append(known[record.body])
+
+    # --- who is who -------------------------------------------------------------------------------------------------
+    def is_honest(self, daemon: Daemon) -> bool:
+        """Whether a device runs the node as it is."""
+        return not getattr(daemon, "is_adversary", False)
+
+    @property
+    def honest(self) -> list[Daemon]:
+        """The devices that run the node as it is."""
+        return [daemon for daemon in self.world.daemons.values() if self.is_honest(daemon)]
+
+    @property
+    def online(self) -> list[Daemon]:
+        """Those of them that run now."""
+        return [daemon for daemon in self.honest if daemon.is_online]
+
+    @property
+    def honest_ids(self) -> dict[PeerId, str]:
+        """The honest devices' names by their keys."""
+        return {daemon.peer_id: daemon.name for daemon in self.honest}
+
+    def name(self, peer_id: str) -> str:
+        """What a peer is called here."""
+        names = (daemon.name for daemon in self.world.daemons.values() if daemon.peer_id == peer_id)
+        return next(names, peer_id)
+
+    def founding_entries(self) -> Sequence[Sealed[Entry]]:
+        """What every member knew when the world began, and no disk holds."""
+        assembly = self.world.founding.assembly
+        return assembly.entries_after(assembly.founder, -1)
+
+    def entries(self) -> Iterator[tuple[Daemon, Sealed[Entry]]]:
+        """Every entry on every honest disk."""
+        for daemon in self.honest:
+            for entry in self.disks[daemon.name]:
+                yield daemon, entry

@@ -1,0 +1,309 @@
+"""The laws can be broken, and say so: each is shown a world in which all is well, and then one fault planted in it."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import trio
+
+from marketplace.fence import FENCES_MAX
+from node.chat import ChatRequest
+from node.jobs import CLAIM_WINDOW_S
+from node.logbook import ENTRY
+from node.simulation.checkers import belonging, bounds, entries, jobs, money
+from node.simulation.checkers.checks import LAWS, Checks, Violation
+from node.simulation.checkers.jobs import JOB_S_MAX
+from node.simulation.observations import Outcome
+from node.simulation.virtual_clock import NOON_MS
+from node.simulation.world import World
+from node.store import Record
+from protocol.envelope import Sealed, seal
+from protocol.identity import Identity, PeerId
+from protocol.messages import NO_HASH, Accept, Award, Card, Entry
+from runtime.echo import ECHO_MODEL
+from runtime.engine import ChatMessage
+
+JOB = b"j" * 16
+
+
+class Stage:
+    """A world of a buyer and a seller who have done business, and its laws."""
+
+    def __init__(self, world: World, checks: Checks) -> None:
+        self.world = world
+        self.checks = checks
+        self.scene = checks.scene
+        self.buyer, self.seller = world.daemons["laptop-1"], world.daemons["server-1"]
+
+    async def chat(self) -> None:
+        outcome = Outcome(trio.current_time(), self.buyer.name)
+        self.world.outcomes.append(outcome)
+        request = ChatRequest("auto", (ChatMessage("user", "hi"),), tokens_max=20, privacy="mesh")
+        await self.buyer.ask(request, outcome)
+
+    def award(self, **changes: Any) -> Award:
+        fields = {
+            "index": 50,
+            "prev": NO_HASH,
+            "request": NO_HASH,
+            "bid": NO_HASH,
+            "job_id": JOB,
+            "attempt": 1,
+            "seller": self.seller.peer_id,
+            "model": ECHO_MODEL,
+            "hold_micro": 1,
+            "prompt_micro": 1,
+            "completion_micro": 1,
+            "lease_ms": 0,
+            "session": NO_HASH,
+        }
+        return Award(**{**fields, **changes})
+
+    def sealed(self, message: Entry, identity: Identity | None = None, mesh: bytes = b"") -> Sealed[Any]:
+        signer = identity or self.buyer.identity
+        return seal(message, signer, mesh=mesh or self.world.mesh_id, seq=(1, 1), time_ms=NOON_MS)
+
+    async def put(self, name: str, *planted: Sealed[Any]) -> None:
+        """Lay entries on a disk behind its daemon's back."""
+        await self.world.daemons[name].disk.append([Record(ENTRY, each.id, each.raw) for each in planted])
+
+    async def broken(self, law: Callable[..., Any]) -> list[str]:
+        """What a law finds now."""
+        await self.scene.read_disks()
+        return [each.found for each in law(self.scene)]
+
+
+@pytest.fixture
+async def stage(virtual_time: None, nursery: trio.Nursery) -> AsyncIterator[Stage]:  # noqa: ARG001  its effect
+    world = World(nursery, seed=5, nodes=3, seconds=600)
+    world.replay_command = "the command that runs it again"
+    checks = Checks(world)
+    async with world.running():
+        await world.add(1, profile="laptop", is_seller=False)
+        await world.add(1, profile="server", is_seller=True)
+        await world.run(30)
+        made = Stage(world, checks)
+        await made.chat()
+        await world.run(5)
+        yield made
+
+
+# --- one fault for each law -------------------------------------------------------------------------------------------
+async def a_handler_fails(stage: Stage) -> None:
+    stage.buyer.journal.write("handler_failed", peer_id="", where="job", error="KeyError", at="x.py:1")
+
+
+async def a_contradiction_is_found(stage: Stage) -> None:
+    stage.buyer.journal.write("contradiction_found", author=stage.seller.peer_id)
+
+
+async def a_credit_appears(stage: Stage) -> None:
+    stage.buyer.node.logbook.ledger._accounts._balances[stage.buyer.peer_id] += 1
+
+
+async def too_much_is_promised(stage: Stage) -> None:
+    stage.buyer.node.logbook.ledger._accounts.hold(b"hold", stage.buyer.peer_id, 10**9)
+
+
+async def a_chat_runs_on(stage: Stage) -> None:
+    stage.buyer.outcomes.append(Outcome(stage.world.now - JOB_S_MAX - 1, stage.buyer.name))
+
+
+async def a_table_overflows(stage: Stage) -> None:
+    fence = stage.seller.node.seller._fence
+    fence._newest.update({(PeerId("peer"), number.to_bytes(16)): 1 for number in range(FENCES_MAX + 1)})
+
+
+async def strangers_are_kept(stage: Stage) -> None:
+    stage.buyer.node.meeting._answers.update({PeerId(f"stranger {number}"): True for number in range(9)})
+
+
+async def a_member_is_barred(stage: Stage) -> None:
+    stage.buyer.node.logbook.assembly._revoked.add(stage.seller.peer_id)
+
+
+async def a_foreign_entry_is_kept(stage: Stage) -> None:
+    await stage.put("server-1", stage.sealed(stage.award(), mesh=bytes(31) + b"f"))
+
+
+async def a_strangers_entry_is_kept(stage: Stage) -> None:
+    await stage.put("server-1", stage.sealed(stage.award(), Identity(bytes(32))))
+
+
+async def an_own_log_has_a_gap(stage: Stage) -> None:
+    await stage.put("laptop-1", stage.sealed(stage.award()))
+
+
+async def a_known_log_has_a_gap(stage: Stage) -> None:
+    del stage.buyer.node.logbook._bilateral[stage.buyer.peer_id].entries[0]
+
+
+async def two_entries_in_one_place(stage: Stage) -> None:
+    await stage.put("laptop-1", stage.sealed(stage.award()))
+    await stage.put("server-1", stage.sealed(stage.award(hold_micro=2)))
+
+
+async def one_disk_with_two_entries_in_one_place(stage: Stage) -> None:
+    await stage.put("server-1", stage.sealed(stage.award()), stage.sealed(stage.award(hold_micro=2)))
+
+
+async def what_was_sent_is_gone(stage: Stage) -> None:
+    await stage.put("server-1", stage.sealed(stage.award()))
+
+
+async def an_attempt_is_awarded_twice(stage: Stage) -> None:
+    await stage.put("laptop-1", stage.sealed(stage.award()), stage.sealed(stage.award(index=51)))
+
+
+async def an_award_is_accepted_twice(stage: Stage) -> None:
+    for index in (50, 51):
+        accept = Accept(
+            index=index, prev=NO_HASH, award=NO_HASH, buyer=stage.buyer.peer_id, job_id=JOB, attempt=1
+        )
+        await stage.put("server-1", stage.sealed(accept, stage.seller.identity))
+
+
+async def more_is_paid_than_was_held(stage: Stage) -> None:
+    payments = stage.buyer.node.logbook.ledger._payments
+    (key,) = payments
+    payments[key] = replace(payments[key], amount_micro=10**9)
+
+
+async def another_receipt_is_paid(stage: Stage) -> None:
+    payments = stage.buyer.node.logbook.ledger._payments
+    (key,) = payments
+    other = replace(payments[key].receipt, id=NO_HASH)
+    payments[key] = replace(payments[key], receipt=other)
+
+
+async def only_one_knows_a_name(stage: Stage) -> None:
+    assembly = stage.world.founder.node.logbook.assembly
+    head = assembly.head(assembly.founder)
+    assert head is not None
+    card = Card(index=head.index + 1, prev=head.entry, name="secret", model=ECHO_MODEL)
+    assembly.apply(stage.sealed(card, stage.world.founder.identity))
+
+
+async def the_last_chat_is_unsold(stage: Stage) -> None:
+    stage.scene.last_chats.append(Outcome(0, stage.buyer.name, state="unsold", reason="busy"))
+
+
+async def a_chat_never_ends(stage: Stage) -> None:
+    stage.world.outcomes.append(Outcome(0, stage.buyer.name))
+
+
+async def a_slot_stays_taken(stage: Stage) -> None:
+    stage.seller.engine._running += 1
+
+
+async def a_lease_keeps_a_job(stage: Stage) -> None:
+    leases = stage.buyer.node.buyer._purchasing._leases
+    award = leases.open(stage.sealed(stage.award()), 0.0).award
+    leases.begin(award.id, JOB, 1, total_micro=1, now=0.0)
+
+
+async def an_award_holds_for_ever(stage: Stage) -> None:
+    ledger = stage.buyer.node.logbook.ledger
+    (payment,) = ledger.payments()
+    ledger._accounts.hold(payment.receipt.message.award, stage.buyer.peer_id, 1)
+    await stage.world.run(JOB_S_MAX + CLAIM_WINDOW_S + 60)
+
+
+async def a_claim_goes_on(stage: Stage) -> None:
+    stage.seller.node.settlement._claims += 1
+
+
+async def a_debt_is_forgotten(stage: Stage) -> None:
+    ledger = stage.seller.node.logbook.ledger
+    (payment,) = ledger.payments()
+    ledger._unsettled[stage.seller.peer_id][payment.receipt.id] = payment.receipt
+
+
+async def a_payment_is_forgotten(stage: Stage) -> None:
+    stage.buyer.node.logbook.ledger._payments.clear()
+
+
+FAULTS: tuple[tuple[Callable[..., Any], Callable[[Stage], Awaitable[None]], str], ...] = (
+    (belonging.no_handler_fails, a_handler_fails, "job failed with KeyError at x.py:1"),
+    (belonging.nobody_honest_is_accused, a_contradiction_is_found, "it found a contradiction of server-1"),
+    (belonging.nobody_honest_is_barred, a_member_is_barred, "it bars server-1"),
+    (belonging.all_agree_on_the_assembly, only_one_knows_a_name, "its assembly is another"),
+    (belonging.chats_work_again, the_last_chat_is_unsold, "is unsold: busy"),
+    (money.credits_sum_to_zero, a_credit_appears, "sum to 1, expected 0"),
+    (money.nobody_overdraws, too_much_is_promised, "over its credit line"),
+    (money.payments_stay_within_holds, more_is_paid_than_was_held, "1000000000 was paid under award"),
+    (money.each_attempt_is_paid_once, another_receipt_is_paid, "was paid by another receipt"),
+    (money.who_holds_the_same_entries_agrees, a_payment_is_forgotten, "0 payments stand on its ledger"),
+    (jobs.no_job_lasts_for_ever, a_chat_runs_on, "a chat has run for"),
+    (jobs.no_job_is_lost, a_chat_never_ends, "is running, expected an end"),
+    (jobs.no_slot_is_lost, a_slot_stays_taken, "3 of 4 slots are free"),
+    (jobs.no_lease_keeps_an_ended_job, a_lease_keeps_a_job, "runs for ever under award"),
+    (jobs.awards_end, an_award_holds_for_ever, "has held 1 for"),
+    (jobs.accepts_end, a_claim_goes_on, "1 claims are still followed up"),
+    (jobs.accepts_end, a_debt_is_forgotten, "is neither paid nor written off"),
+    (jobs.each_attempt_is_awarded_once, an_attempt_is_awarded_twice, "is awarded twice"),
+    (jobs.sellers_say_each_thing_once, an_award_is_accepted_twice, "two accepts for attempt 1"),
+    (bounds.tables_stay_under_their_bounds, a_table_overflows, "it keeps 8194 fences, at most 8192 allowed"),
+    (bounds.what_is_kept_of_peers_is_about_members, strangers_are_kept, "answers about its own log"),
+    (entries.entries_are_genuine, a_foreign_entry_is_kept, "its disk holds what nobody opens"),
+    (entries.entries_are_genuine, a_strangers_entry_is_kept, "who was never admitted"),
+    (entries.own_logs_have_no_gaps, an_own_log_has_a_gap, "has index 50 in place"),
+    (entries.known_logs_have_no_gaps, a_known_log_has_a_gap, "has index 1 in place 0"),
+    (entries.one_entry_stands_in_each_place, two_entries_in_one_place, "bilateral entry 50 is one thing"),
+    (entries.contradictions_are_punished, one_disk_with_two_entries_in_one_place, "who is not barred"),
+    (entries.what_was_acknowledged_survives, what_was_sent_is_gone, "and its own disk has not"),
+    (entries.what_is_known_is_on_disk, only_one_knows_a_name, "which its disk lacks"),
+)
+
+
+@pytest.mark.parametrize(("law", "fault", "found"), FAULTS, ids=[fault.__name__ for _, fault, _ in FAULTS])
+async def test_a_fault_breaks_its_law(
+    stage: Stage, law: Callable[..., Any], fault: Callable[[Stage], Awaitable[None]], found: str
+) -> None:
+    assert await stage.broken(law) == []
+
+    await fault(stage)
+
+    assert found in (await stage.broken(law))[0]
+
+
+def test_every_law_has_a_fault_that_breaks_it() -> None:
+    assert {law for law, _ in LAWS} == {law for law, _, _ in FAULTS}
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+async def test_a_world_in_which_all_is_well_passes_every_law(stage: Stage) -> None:
+    await stage.checks.conclude()
+
+    assert set(stage.checks.checked) == {law.__name__ for law, _ in LAWS}
+    assert all(stage.checks.checked.values())
+
+
+async def test_a_violation_says_all_that_is_needed_to_see_it_again(stage: Stage) -> None:
+    await a_credit_appears(stage)
+
+    with pytest.raises(Violation) as caught:
+        stage.checks.look()
+
+    lines = str(caught.value).splitlines()
+    assert lines[0] == (
+        "law credits_sum_to_zero does not hold: On every ledger the balances sum to zero: credit moves, "
+        "and never appears."
+    )
+    assert lines[1] == f"  laptop-1 ({stage.buyer.peer_id}): its balances sum to 1, expected 0"
+    assert lines[2].startswith("  seed 5, commit ")
+    assert lines[2].endswith(f", {stage.world.now:.3f} virtual seconds")
+    assert any("receipt_countersigned" in line for line in lines)
+    assert lines[-1] == "  again: the command that runs it again"
+
+
+async def test_looking_changes_nothing(stage: Stage) -> None:
+    """A world must go its way in the same steps whether it is checked or not."""
+    looks = [daemon.clock._looks for daemon in stage.world.daemons.values()]
+    before = stage.world.network.rng.getstate()
+
+    stage.checks.look()
+
+    assert [daemon.clock._looks for daemon in stage.world.daemons.values()] == looks
+    assert stage.world.network.rng.getstate() == before
