@@ -1,6 +1,7 @@
 """Which sellers to ask: the K most promising that are known, and always a little curiosity.
 
 An advert is the seller's own word and minutes old, so it only decides who is asked; the auction decides who is paid.
+It pays the cheapest, so whoever is asked may win: sellers that let us down are kept from being asked, not outbid.
 """
 
 import random
@@ -8,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from marketplace.reputation import Record
 from protocol import limits
 from protocol.identity import PeerId
 
 WARM_FACTOR = 3.0  # a session's cache spares most of the prefill
 AFAR_FACTOR = 0.5  # not connected: a dial comes before the question, and it may be gone
+NEWCOMER_SCORE = Record().score
 FULL_FACTOR = 0.2  # no slot free at its last advert: it may have one by now
 
 
@@ -40,11 +43,18 @@ def best(
 ) -> tuple[PeerId, ...]:
     """Return the sellers to ask, the most promising first; when some must be left out, one place is drawn by lot.
 
+    Who stands behind a newcomer has let us down, and is doubted: while others are there, one request in K asks one of
+    them. A silent seller with the lowest price would else win every auction, and five of them every attempt at a job.
+
     Without the lot, whoever once looked bad would never be asked again and newcomers never a first time. It is one
     place in `k`, so a swarm of new keys wins no more than that; equals are ranked by lot too.
     """
     if k < 1:
         return ()
+    doubted = [each for each in candidates if each.score < NEWCOMER_SCORE]
+    if 0 < len(doubted) < len(candidates):
+        forgiven = [rng.choice(doubted)] if rng.random() < 1 / limits.SELLERS_ASKED_MAX else []
+        candidates = [*(each for each in candidates if each.score >= NEWCOMER_SCORE), *forgiven]
     shuffled = rng.sample(list(candidates), len(candidates))
     usual = median(candidate.total_micro for candidate in candidates) if candidates else 0
     ranked = [each.peer for each in sorted(shuffled, key=lambda each: promise(each, usual), reverse=True)]

@@ -69,6 +69,26 @@ def test_sybil_swarm_wins_one_place_and_no_more() -> None:
     assert chosen[7] in {each.peer for each in swarm}
 
 
+def test_who_let_us_down_is_asked_by_one_request_in_eight_whatever_its_price() -> None:
+    """Whoever is asked and bids lowest wins, so a swarm that never delivers must not be asked while others are there."""
+    honest = replace(SELLER, score=0.25)
+    swarm = [replace(each, total_micro=1) for each in crowd(5, score=0.24)]
+    rng = random.Random(5)
+
+    chosen = [best([honest, *swarm], rng) for _ in range(800)]
+
+    assert all(ANN in sellers and len(sellers) <= 2 for sellers in chosen)
+    assert 70 < sum(len(sellers) == 2 for sellers in chosen) < 130
+    asked = Counter(peer for sellers in chosen for peer in sellers)
+    assert all(asked[each.peer] > 0 for each in swarm)
+
+
+def test_when_everybody_let_us_down_all_are_asked() -> None:
+    swarm = crowd(5, score=0.1)
+
+    assert set(best(swarm, random.Random(1))) == {each.peer for each in swarm}
+
+
 def test_a_single_place_goes_to_the_best_nearly_always() -> None:
     candidates = [replace(SELLER, score=0.9), *crowd(20)]
     rng = random.Random(7)
