@@ -33,7 +33,10 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
     from trio_typing import TaskStatus
 
 ADDRESS = "address"  # the store's record kind: where a member was last reached
-CONNECTED_WANTED = 8  # members we dial by ourselves; more may dial us
+CONNECTED_WANTED = 8  # members we are connected with before we stop dialling; more may dial us
+# And so many of them chosen by ourselves: eight that dialled us, all of one mind, would else be all we ever hear of once
+# the others are lost (an eclipse: Heilman et al. 2015, "Eclipse Attacks on Bitcoin's Peer-to-Peer Network").
+CHOSEN_WANTED = 3
 DIAL_BACKOFF_FIRST_S = 0.1  # at our own start the mesh comes up a moment after us
 DIAL_BACKOFF_MIN_S = 1.0  # after a connection that did not last
 DIAL_BACKOFF_MAX_S = 30.0  # while nobody is connected; whoever comes back dials by itself
@@ -78,6 +81,7 @@ class Meeting:
         self._boot = boot
         self._bootstrap = bootstrap
         self._greeted: dict[PeerId, trio.Event] = {}
+        self._chosen: set[PeerId] = set()  # connected peers that we dialled
         self._answers: dict[
             PeerId, bool
         ] = {}  # who has told us how far our own logs go, and whether we agree
@@ -121,9 +125,11 @@ class Meeting:
         self._changed.set()
         if not isinstance(event, PeerConnected):
             self._greeted.pop(event.peer_id, None)
+            self._chosen.discard(event.peer_id)
             self._confirm_when_all_answered()
             return
         if event.we_dialled:
+            self._chosen.add(event.peer_id)
             self._nursery.start_soon(self._greet, event.peer_id)
         else:
             self._nursery.start_soon(self._await_greeting, event.peer_id)
@@ -304,7 +310,7 @@ class Meeting:
                         pauses.pop(address, None)
                 for address in wanted:
                     peer = address.rpartition("/p2p/")[2]
-                    if peer in dialled or len(self._mesh.connected) + len(dialled) >= CONNECTED_WANTED:
+                    if peer in dialled or len(dialled) >= self._lacking():
                         continue
                     if due.setdefault(address, now) > now:
                         next_due = min(next_due, due[address])
@@ -314,13 +320,17 @@ class Meeting:
                 with trio.move_on_at(next_due):
                     await self._changed.wait()
 
+    def _lacking(self) -> int:
+        """How many more connections we want to make."""
+        return max(CONNECTED_WANTED - len(self._mesh.connected), CHOSEN_WANTED - len(self._chosen))
+
     def _to_dial(self) -> list[str]:
         """Addresses of bootstrap peers and members that are not connected; a bootstrap's may name no peer id."""
         connected = self._mesh.connected
         assembly = self._logbook.assembly
         if assembly.is_barred(self._logbook.me):
             return []  # everybody would hang up at once, and we would ring again
-        if len(connected) >= CONNECTED_WANTED:
+        if self._lacking() <= 0:
             return []
         known = [
             address
