@@ -32,6 +32,8 @@ from protocol.messages import Device
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
+    from node.simulation.adversaries.adversary import Adversary
+
 RING_EVENTS = 64  # of a node's newest, for the report of a broken law
 
 
@@ -81,6 +83,7 @@ class Daemon:
         self.device = parts.device
         self.disk = parts.disk
         self.config = parts.config
+        self.adversary: Adversary | None = None  # the part of it that misbehaves; None: it is honest
         self.profile = parts.profile
         self.clock = VirtualClock(parts.skew_ms)
         self.journal = Journal(
@@ -108,6 +111,11 @@ class Daemon:
         """Where it is dialled."""
         return f"/ip4/127.0.0.1/tcp/4420/p2p/{self.peer_id}"
 
+    @property
+    def behaviour(self) -> str:
+        """A name of `adversaries.BEHAVIOURS`; empty when it is honest."""
+        return self.adversary.name if self.adversary else ""
+
     # --- the process ----------------------------------------------------------------------------------------------
     async def start(self) -> None:
         """Start the daemon from its disk; it runs when this returns, and has met nobody yet."""
@@ -115,7 +123,7 @@ class Daemon:
         self.disk.is_plugged_in = True
         self.mesh = self._surroundings.network.join(self.peer_id, self.journal)
         ports = Ports(
-            mesh=self.mesh,
+            mesh=self.adversary.tap(self.mesh) if self.adversary else self.mesh,
             store=self.disk,
             engine=self.engine,
             clock=self.clock,
@@ -133,6 +141,8 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.node.run)
                 await nursery.start(self.mesh.run)
+                if self.adversary is not None:
+                    nursery.start_soon(self.adversary.run)
                 self.is_online = True
                 task_status.started()
         self._ended.set()

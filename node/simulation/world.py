@@ -21,6 +21,7 @@ import trio
 from marketplace.assembly.assembly import Assembly
 from node.event import Event
 from node.simulation import lookout
+from node.simulation.adversaries import draw_adversaries, turn
 from node.simulation.attendance import Attendance
 from node.simulation.daemon import Daemon
 from node.simulation.devices import PROFILES, draw_mix
@@ -136,7 +137,13 @@ class World:
         self.founding.sign(lambda index, prev: Card(index=index, prev=prev, name="echo", model=ECHO_MODEL))
 
     async def add(
-        self, count: int = 1, *, profile: str = "", owner: str = "", is_seller: bool | None = None
+        self,
+        count: int = 1,
+        *,
+        profile: str = "",
+        owner: str = "",
+        is_seller: bool | None = None,
+        behaviour: str = "",
     ) -> list[Daemon]:
         """Add devices; before the first `run` they are members from the founding on.
 
@@ -145,9 +152,10 @@ class World:
             profile: a name of `devices.PROFILES`; empty deals the usual mix.
             owner: whose; empty: three devices each.
             is_seller: whether they hold the model; None: as the profile's share has it.
+            behaviour: a name of `adversaries.BEHAVIOURS`; empty: they are honest.
 
         Raises:
-            ValueError: no such profile.
+            ValueError: no such profile, or no such behaviour.
         """
         rng = self.random(f"add {len(self.daemons)}")
         dealt = [profile] * count if profile else draw_mix(rng, count)
@@ -159,9 +167,23 @@ class World:
             holds = rng.random() < PROFILES[name].holds_model if is_seller is None else is_seller
             whose = owner or f"owner-{(len(self.daemons) - 1) // DEVICES_PER_OWNER + 1}"
             daemon = self._make(f"{name}-{number}", name, whose, is_seller=holds)
+            if behaviour:
+                turn(self, daemon, behaviour)
             await self.settle(daemon, owner=whose)
             added.append(daemon)
         return added
+
+    def mix_in(self, *, share: float, behaviours: Sequence[str]) -> list[Daemon]:
+        """Turn a drawn share of the devices added so far, never the founder, into adversaries; before the first `run`.
+
+        Raises:
+            ValueError: no such behaviour or none at all, or a share that is not from 0 to 1.
+        """
+        return draw_adversaries(self, share, behaviours)
+
+    def newcomer(self, name: str, *, profile: str, owner: str) -> Daemon:
+        """Return a device that is no member and has not started; whoever lets it in puts it among the `daemons`."""
+        return self._make(name, profile, owner, is_seller=True)
 
     async def settle(self, daemon: Daemon, *, owner: str, credit_micro: int = CREDIT_MICRO) -> None:
         """Add a device that somebody else has made: admit it, and start it if the world is open."""
