@@ -97,7 +97,7 @@ class Hello(Message, frozen=True, kw_only=True):
         heads: the logs I hold, up to a bound: what the other may lack.
         yours: the heads of the *receiver's* logs as I know them, so that a restored backup finds its own newest entry.
         advert: my own sealed advert, or empty.
-        adverts: a sample of sealed adverts that I know.
+        adverts: a sample of sealed adverts that I know; empty in the hello of whoever dialled.
         addresses: where I can be dialled.
     """
 

@@ -1,8 +1,8 @@
 """Meeting: find the members, say hello on every connection, and keep enough connections alive.
 
 The side that dialled opens the hello stream. A hello says which logs one holds (what the other lacks is pulled), what
-one knows of the *other's* own logs (so that a restored backup finds its newest entry before it writes), and hands over
-a sample of adverts, so that a newcomer has sellers to ask at once. Whoever says no valid hello within 3 s, or is no
+one knows of the *other's* own logs (so that a restored backup finds its newest entry before it writes); whoever was
+dialled hands over a sample of adverts, so that a newcomer has sellers to ask at once. Whoever says no valid hello within 3 s, or is no
 member, is disconnected.
 """
 
@@ -156,7 +156,7 @@ class Meeting:
     async def _exchange_hellos(self, peer_id: PeerId) -> Sealed[Hello] | None:
         with trio.move_on_after(limits.HELLO_TIMEOUT_S):
             stream = await self._mesh.open_stream(peer_id, HELLO)
-            await self._wire.send(stream, self._hello(peer_id))
+            await self._wire.send(stream, self._hello(peer_id, adverts=()))
             hello = await self._wire.receive(stream, Hello)
             await stream.end()
             return hello
@@ -165,14 +165,16 @@ class Meeting:
     async def _answer(self, stream: Stream) -> None:
         hello = await self._wire.receive(stream, Hello)
         # Ours goes out before theirs is acted on: each may need the other's entries to know it as a member.
-        await self._wire.send(stream, self._hello(stream.peer_id))
+        # With a sample of adverts: whoever dials has just come, or has lost its peers; who is dialled has neither.
+        sample = self._directory.sample(limits.ADVERTS_PER_HELLO_MAX, self._rng, self._clock.now())
+        await self._wire.send(stream, self._hello(stream.peer_id, adverts=tuple(sample)))
         try:
             await self._meet(hello)
         except NotAuthorised:
             await self._mesh.disconnect(stream.peer_id)
             raise
 
-    def _hello(self, to: PeerId) -> Hello:
+    def _hello(self, to: PeerId, *, adverts: tuple[bytes, ...]) -> Hello:
         own = self._advertiser.own()
         heads = self._logbook.heads("assembly")[: limits.HEADS_PER_HELLO_MAX - 1]
         mine = self._logbook.head(self._logbook.me, "bilateral")
@@ -181,7 +183,7 @@ class Meeting:
             heads=(*heads, *([mine] if mine else [])),
             yours=self._yours(to),
             advert=own.raw if own else b"",
-            adverts=tuple(self._directory.sample(limits.ADVERTS_PER_HELLO_MAX, self._rng, self._clock.now())),
+            adverts=adverts,
             addresses=self._mesh.addresses[: limits.ADDRESSES_MAX],
         )
 
@@ -301,6 +303,9 @@ class Meeting:
         async with trio.open_nursery() as nursery:
             while True:
                 self._changed = trio.Event()
+                if self._lacking() <= 0:
+                    await self._changed.wait()
+                    continue
                 now = self._clock.now()
                 next_due = float("inf")
                 wanted = self._to_dial()
@@ -330,8 +335,6 @@ class Meeting:
         assembly = self._logbook.assembly
         if assembly.is_barred(self._logbook.me):
             return []  # everybody would hang up at once, and we would ring again
-        if self._lacking() <= 0:
-            return []
         known = [
             address
             for peer_id, addresses in self._directory.known().items()
