@@ -51,21 +51,26 @@ class Wire:
         await stream.send(sealed.raw)
         return sealed
 
-    async def receive(self, stream: Stream, *forms: type[M]) -> Sealed[M]:
+    async def receive(self, stream: Stream, *forms: type[M], may_repeat: bool = False) -> Sealed[M]:
         """Receive one frame that must be a message of one of these types, signed by the peer at the other end.
+
+        Args:
+            stream: where from.
+            forms: what may come.
+            may_repeat: a durable one may be what came before: its sender presents it again, as nobody has answered.
 
         Raises:
             StreamEnded, StreamBroken: nothing more comes.
             RemoteProtocolError: what came is not such a message.
         """
-        sealed = self.admit(await stream.receive(), stream.peer_id, *forms)
+        sealed = self.admit(await stream.receive(), stream.peer_id, *forms, may_repeat=may_repeat)
         if sealed.sender != stream.peer_id:
             raise NotAuthorised(
                 f"peer {stream.peer_id} sent a {type(sealed.message).kind} of {sealed.sender}"
             )
         return sealed
 
-    def admit(self, raw: bytes, delivered_by: PeerId, *forms: type[M]) -> Sealed[M]:
+    def admit(self, raw: bytes, delivered_by: PeerId, *forms: type[M], may_repeat: bool = False) -> Sealed[M]:
         """Pass bytes through the gate; their author may be another than who delivered them.
 
         Raises:
@@ -77,5 +82,6 @@ class Wire:
             kinds=frozenset(form.kind for form in forms),
             now=self._clock.now(),
             utc_ms=self._members_time.utc_ms(),
+            may_repeat=may_repeat,
         )
         return cast("Sealed[M]", sealed)

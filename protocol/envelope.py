@@ -252,6 +252,7 @@ class Gate:
         kinds: frozenset[str],
         now: float,
         utc_ms: int,
+        may_repeat: bool = False,
     ) -> Sealed[Message]:
         """Return the verified message, or raise what is wrong with it. State changes only if it is returned.
 
@@ -261,6 +262,7 @@ class Gate:
             kinds: what may come on this topic or stream at this point.
             now: monotonic seconds, for rates.
             utc_ms: our wall clock, corrected by what the members' clocks say.
+            may_repeat: the same bytes may come again, if their kind is durable: what they do, they do once anyway.
 
         Raises:
             RemoteProtocolError: one of its kinds.
@@ -277,7 +279,7 @@ class Gate:
         _check_time(header, live, utc_ms)
         digest = hashlib.sha256(raw).digest()
         sender = peer_id_of(PublicKey(header.sender))
-        if digest in self._seen:
+        if digest in self._seen and (live or not may_repeat):
             raise Replayed(f"{header.kind} of {sender} was delivered before")
         if live and not self._window_allows(sender, header.seq):
             raise Replayed(f"{header.kind} of {sender} has sequence number {header.seq[1]}, used or too old")

@@ -208,7 +208,7 @@ class Settlement:
         stream = await self._mesh.open_stream(claim.buyer, SETTLE)
         try:
             await self._wire.send(stream, claim.wanted)
-            answer = await self._wire.receive(stream, Accepted, Countersignature)
+            answer = await self._wire.receive(stream, Accepted, Countersignature, may_repeat=True)
             countersignature = narrow(answer, Countersignature)
             if countersignature is not None:
                 if claim.receipt is None:
@@ -249,9 +249,9 @@ class Settlement:
         )
 
     async def _take_countersignature(self, stream: Stream, receipt: Sealed[Receipt]) -> None:
-        answer = await self._wire.receive(stream, Countersignature, Cancel)
+        answer = await self._wire.receive(stream, Countersignature, Cancel, may_repeat=True)
         if isinstance(answer.message, Cancel):  # its client left as we finished: the two passed on the way
-            answer = await self._wire.receive(stream, Countersignature)
+            answer = await self._wire.receive(stream, Countersignature, may_repeat=True)
         await self._keep_countersignature(cast("Sealed[Countersignature]", answer), receipt)
 
     async def _keep_countersignature(
@@ -368,7 +368,20 @@ class Settlement:
         if job is None or attempt is None or not ids:
             return
         with trio.move_on_after(CLAIM_TIMEOUT_S):
-            await self._countersign(stream, await self._wire.receive(stream, Receipt), job, attempt)
+            # Perhaps the one that came on the job's stream, when we could not answer.
+            receipt = await self._wire.receive(stream, Receipt, may_repeat=True)
+            if receipt.message.completion_tokens > len(ids):
+                # Made out before its seller knew that the last tokens were lost, and an honest one signs no other. It is
+                # not paid, and no offence either.
+                self._journal.write(
+                    "receipt_disputed",
+                    job=job.job_id.hex(),
+                    attempt=attempt.number,
+                    claimed=receipt.message.completion_tokens,
+                    accepted=len(ids),
+                )
+                return
+            await self._countersign(stream, receipt, job, attempt)
             await self._jobs.store(job)
 
 

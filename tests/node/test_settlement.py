@@ -1,11 +1,13 @@
 """Receipts: what is countersigned, what is not, and what becomes of a buyer or seller that does not play fair."""
 
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 import trio
 
 from marketplace.receipt import output_digest
+from node.chat import ChatDelta, Unsold
 from protocol.envelope import Sealed, decode
 from protocol.errors import MeshError
 from protocol.mesh import Stream
@@ -24,7 +26,7 @@ from protocol.messages import (
 )
 from protocol.topics import JOB, SETTLE
 from tests.node.puppet import Puppet
-from tests.node.world import Daemon, World, echo_ids
+from tests.node.world import Daemon, Engine, World, chat_request, echo_ids
 
 QUESTION = "what is an agora?"
 IDS = echo_ids(QUESTION, 6)
@@ -319,3 +321,60 @@ async def test_a_receipt_that_was_written_but_not_answered_is_presented_again_af
     assert seller.node.ledger().receipts == world.founder.node.ledger().receipts
     assert (seller.balance(), world.founder.balance()) == (1040, -1040)
     assert len(seller.node.ledger().receipts) == 1
+
+
+async def test_a_receipt_that_the_buyer_could_not_answer_is_taken_when_it_comes_again(world: World) -> None:
+    """Sweep, seed 301: the same bytes, so the gate took the seller's second visit for a replay, and charged it."""
+    seller = await world.add("bob")
+    await world.acquaint(world.founder, seller)
+    async with aclosing(world.founder.node.chat(chat_request(QUESTION))) as events:
+        async for event in events:
+            if isinstance(event, ChatDelta) and not world.founder.disk.is_full:
+                await world.founder.disk.fill()
+    assert len(world.founder.events("receipt_missing")) == 1
+
+    world.founder.disk.empty()
+    await world.run(15)  # the seller has waited 10 s for an answer
+
+    assert (seller.balance(), world.founder.balance()) == (1040, -1040)
+    assert world.founder.events("offence_counted") == []
+
+
+async def test_a_countersignature_that_the_seller_could_not_keep_is_taken_when_it_comes_again(
+    world: World,
+) -> None:
+    """Its disk was full for a moment: the buyer has paid, and says so again when it is asked."""
+    seller = await world.add("bob")
+    await world.acquaint(world.founder, seller)
+    world.set_latency(world.founder, seller, 0.1)
+    await world.founder.chat(QUESTION)
+    await world.until(lambda: world.founder.balance() == -1040)
+    await seller.disk.fill()
+    await world.run(0.3)
+    assert seller.balance() == 0
+
+    seller.disk.empty()
+    await world.run(10)
+
+    assert (seller.balance(), world.founder.balance()) == (1040, -1040)
+    assert seller.events("offence_counted") == []
+
+
+async def test_an_honest_seller_is_not_charged_for_a_receipt_of_more_than_arrived(world: World) -> None:
+    """Sweep, seed 301: the link was cut under the last tokens; the seller could not know, and had made out its receipt."""
+    seller = await world.add("bob", engine=Engine(seconds_per_token=0.05))
+    await world.acquaint(world.founder, seller)
+
+    async def read_until_it_breaks() -> None:
+        async with aclosing(world.founder.node.chat(chat_request(QUESTION))) as events:
+            async for event in events:
+                if isinstance(event, ChatDelta):
+                    world.network.cut(seller.peer_id, world.founder.peer_id)
+
+    with pytest.raises(Unsold, match="failed and no other is left"):
+        await read_until_it_breaks()
+    world.heal()
+    await world.run(300)
+
+    assert len(seller.events("delivered")) == len(seller.events("claim_written_off")) == 1
+    assert world.founder.events("offence_counted") == []
