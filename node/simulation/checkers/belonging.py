@@ -15,16 +15,16 @@ def no_handler_fails(scene: Scene) -> Iterator[Broken]:
 
 
 def nobody_honest_is_accused(scene: Scene) -> Iterator[Broken]:
-    """No device finds a contradiction in what an honest one has signed, and none shuts it out for its manners."""
+    """No device finds a contradiction in what an honest one has signed, and none holds an offence against it."""
     honest = scene.honest_ids
     honest_names = set(honest.values())
     for node, event in scene.events["contradiction_found"]:
         if event.fields["author"] in honest and node in honest_names:
             yield Broken(node, f"it found a contradiction of {scene.name(str(event.fields['author']))}")
-    for node, event in scene.events["peer_barred"]:
+    for node, event in scene.events["offence_counted"]:
         if event.fields["peer_id"] in honest and node in honest_names:
             peer = scene.name(str(event.fields["peer_id"]))
-            yield Broken(node, f"it shut {peer} out, the last time for {event.fields['offence']}")
+            yield Broken(node, f"it charged {peer} with {event.fields['offence']} ({event.fields['where']})")
 
 
 def nobody_honest_is_barred(scene: Scene) -> Iterator[Broken]:

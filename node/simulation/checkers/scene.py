@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from node.simulation.world import World
 
 # Journaled things that a law reads; the others are only counted by whoever writes the trace.
-HEARD: Final = frozenset({"handler_failed", "contradiction_found", "peer_barred", "claim_written_off"})
+HEARD: Final = frozenset({"handler_failed", "contradiction_found", "offence_counted", "claim_written_off"})
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Scene:
     # --- who is who -------------------------------------------------------------------------------------------------
     def is_honest(self, daemon: Daemon) -> bool:
         """Whether a device runs the node as it is."""
-        return not getattr(daemon, "is_adversary", False)
+        return not daemon.behaviour
 
     @property
     def honest(self) -> list[Daemon]:
