@@ -62,13 +62,28 @@ class Eligibility:
         return privacy == "mesh" or assembly.same_owner(me, peer)
 
     def sellers(
-        self, digest: bytes, privacy: Privacy, failed: frozenset[PeerId], tokens: tuple[int, int]
+        self,
+        digest: bytes,
+        privacy: Privacy,
+        failed: frozenset[PeerId],
+        tokens: tuple[int, int],
+        *,
+        asked: frozenset[PeerId] = frozenset(),
     ) -> tuple[PeerId, ...]:
-        """The best K sellers of a model that may be asked; `tokens` are those of the prompt and the cap."""
+        """The best K sellers of a model that may be asked.
+
+        Args:
+            digest: the model's.
+            privacy: of the job.
+            failed: who let this job down. Other devices of the same owners come only when nobody else is left: they
+                share its network and its honesty, and five keys of one human would else use up all of a job's attempts.
+            tokens: those of the prompt and the cap.
+            asked: whom else to leave out.
+        """
         candidates, connected = [], self._mesh.connected
         for offer in self._directory.holders(digest, self._clock.now()):
             seller, advert = offer.advert.sender, offer.advert.message
-            if seller not in failed and self.is_allowed(seller, privacy):
+            if seller not in failed | asked and self.is_allowed(seller, privacy):
                 total = Prices(advert.prompt_micro, advert.completion_micro).total_micro(*tokens)
                 score = self._reputation.of(seller).score
                 candidates.append(
@@ -81,16 +96,29 @@ class Eligibility:
                         score=score,
                     )
                 )
-        return best(candidates, self._rng)
+        assembly = self._logbook.assembly
+        owners = {
+            assembly.member(peer).owner
+            for peer in failed
+            if peer != self._logbook.me and assembly.is_member(peer)
+        }
+        unrelated = [each for each in candidates if assembly.member(each.peer).owner not in owners]
+        return best(unrelated or candidates, self._rng)
 
     async def find_sellers(
-        self, digest: bytes, privacy: Privacy, failed: frozenset[PeerId], tokens: tuple[int, int]
+        self,
+        digest: bytes,
+        privacy: Privacy,
+        failed: frozenset[PeerId],
+        tokens: tuple[int, int],
+        *,
+        asked: frozenset[PeerId],
     ) -> tuple[PeerId, ...]:
         """The same, after asking around when fewer are known than could be asked."""
-        sellers = self.sellers(digest, privacy, failed, tokens)
+        sellers = self.sellers(digest, privacy, failed, tokens, asked=asked)
         if len(sellers) < limits.SELLERS_ASKED_MAX:
             await self._look_for_sellers(digest, is_urgent=not sellers)
-            sellers = self.sellers(digest, privacy, failed, tokens)
+            sellers = self.sellers(digest, privacy, failed, tokens, asked=asked)
         return sellers
 
     def why_nobody(self, job: Job, failed: frozenset[PeerId]) -> str:

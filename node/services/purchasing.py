@@ -143,8 +143,9 @@ class Purchasing:
             Unsold, BadPrompt: nobody will.
         """
         for _ in range(AUCTIONS_MAX):
-            asked = failed | frozenset(attempt.asked)
-            sellers = await self._eligibility.find_sellers(job.digest, job.request.privacy, asked, tokens)
+            sellers = await self._eligibility.find_sellers(
+                job.digest, job.request.privacy, failed, tokens, asked=frozenset(attempt.asked)
+            )
             if not sellers:
                 break
             request = self._request(
