@@ -7,7 +7,7 @@ from node.simulation.world import World
 async def story(world: World) -> None:
     """What an admission costs the others is one gossiped entry of some hundred bytes."""
     founding = max(1, world.nodes // 4)
-    await world.add(founding - 1)
+    await world.add(founding - 1, is_seller=True)
     world.ask_everywhere(Workload(), chats_per_node_hour=20)
     await world.run(world.seconds * 0.2)
 
