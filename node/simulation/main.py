@@ -7,7 +7,7 @@ it; so does the first line that differs from the trace of a replay.
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -15,6 +15,7 @@ import trio
 
 from node.event import Event
 from node.simulation import determinism
+from node.simulation.checkers.checks import Checks
 from node.simulation.observations import MapNode, Outcome, Propagation, Sample, Traffic
 from node.simulation.options import Progress, SimulationOptions
 from node.simulation.trace import Trace
@@ -22,6 +23,7 @@ from node.simulation.world import World
 from protocol.envelope import opened
 
 OPENED_ENTRIES: Final = 65_536  # verified envelopes kept: each is delivered within a few virtual seconds
+LOOK_S: Final = 300.0  # virtual, between two looks at the laws
 PROGRESS_S: Final = 10.0  # virtual
 GARBAGE_OBJECTS: Final = 200_000  # between two collections: most of a world lives as long as the world
 
@@ -41,8 +43,8 @@ class Sight:
     digest: str
     events: int
     event_counts: Mapping[str, int]
-    checks: Mapping[str, int] = field(default_factory=dict)
-    violations: Sequence[str] = ()
+    checks: Mapping[str, int]
+    violations: Sequence[str] = ()  # the first one stops the run
 
 
 def simulate(
@@ -71,11 +73,14 @@ async def _tell(options: SimulationOptions, trace: Trace, on_progress: Callable[
             f"agora sim --scenario {options.scenario.name} --nodes {options.nodes} "
             f"--minutes {options.seconds / 60:g} --seed {options.seed}"
         )
+        checks = Checks(world)
         async with world.running():
             nursery.start_soon(_report, world, on_progress)
+            nursery.start_soon(checks.run, LOOK_S)
             await options.scenario.story(world)
             trace.check()
-            sight = _look(world, trace)
+            await checks.conclude(is_calm=False)  # a story may end in the middle of its faults
+            sight = _look(world, trace, checks)
     return sight
 
 
@@ -86,7 +91,7 @@ async def _report(world: World, on_progress: Callable[[Progress], None]) -> None
         await trio.sleep(PROGRESS_S)
 
 
-def _look(world: World, trace: Trace) -> Sight:
+def _look(world: World, trace: Trace, checks: Checks) -> Sight:
     names = {daemon.peer_id: name for name, daemon in world.daemons.items()}
     ledgers = [daemon.node.logbook.ledger for daemon in world.daemons.values() if daemon.is_online]
     return Sight(
@@ -101,6 +106,7 @@ def _look(world: World, trace: Trace) -> Sight:
         digest=trace.digest,
         events=trace.events,
         event_counts=trace.event_counts,
+        checks=checks.checked,
     )
 
 

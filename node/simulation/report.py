@@ -118,7 +118,16 @@ def _learning_rows(learning: Learning) -> list[tuple[str, str]]:
 
 
 def _check_rows(checks: Mapping[str, int], violations: Sequence[str]) -> list[tuple[str, str]]:
-    rows = [(name.replace("_", " "), f"held {count:,} times") for name, count in checks.items()]
+    checked: dict[int, list[str]] = {
+        count: [] for count in sorted(checks.values(), reverse=True) if count
+    }  # laws by how often
+    for name, count in checks.items():
+        if count:
+            checked[count].append(name.replace("_", " "))
+    rows = [
+        ("held once" if count == 1 else f"held {count:,} times", ", ".join(laws))
+        for count, laws in checked.items()
+    ]
     rows += [("VIOLATED", " ".join(violation.split())) for violation in violations]
     return rows or [("none", "nothing was checked")]
 
