@@ -277,10 +277,15 @@ class Buyer:
         return ending
 
     async def _settle(self, job: Job, attempt: Attempt, purchase: Purchase, settled: trio.Event) -> None:
-        """Countersign what was delivered, and remember how the seller kept its word."""
+        """Countersign what was delivered, and remember how the seller kept its word.
+
+        A stream on which nothing is signed is dropped: its seller has to come for what it is owed, and would else leave
+        one behind with each job, for as long as the connection lasts.
+        """
         try:
             is_settled = await self._settlement.countersign_on(purchase.stream, job, attempt)
         except RemoteProtocolError as error:
+            purchase.stream.abort()
             self._mesh.charge(purchase.seller, error.offence)
             self._journal.write(
                 "receipt_refused", job=job.job_id.hex(), seller=purchase.seller, reason=str(error)
@@ -290,6 +295,7 @@ class Buyer:
             if is_settled:
                 self._purchasing.settled(job, attempt, purchase.seller)
             else:
+                purchase.stream.abort()
                 self._purchasing.unsettled(job, attempt)
         finally:
             settled.set()

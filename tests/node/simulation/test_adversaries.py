@@ -259,6 +259,10 @@ def test_forged_receipts_are_refused_and_the_honest_one_is_paid_once() -> None:
             if payment.payer == buyer.peer_id
         ]
         assert len(receipts) == len(set(receipts))
+        for forger in town.bad:
+            for buyer in town.buyers:
+                connection = town.world.network.connection(buyer.peer_id, forger.peer_id)
+                assert connection is None or connection.open_streams == [], "each forgery left a stream open"
 
     live(story)
 
