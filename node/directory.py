@@ -56,11 +56,15 @@ class Directory:
 
     def learn(self, peer_id: PeerId, addresses: Iterable[str]) -> None:
         """Remember where a peer can be dialled; only addresses that name that very peer."""
-        good = tuple(address for address in addresses if address.endswith(f"/p2p/{peer_id}"))
+        ending = f"/p2p/{peer_id}"
+        good = tuple(address for address in addresses if address.endswith(ending))[: limits.ADDRESSES_MAX]
         if not good or peer_id == self._me:
             return
+        if self._addresses.get(peer_id) == good:
+            self._addresses.move_to_end(peer_id)  # each advert says it again
+            return
         self._addresses.pop(peer_id, None)
-        self._addresses[peer_id] = good[: limits.ADDRESSES_MAX]
+        self._addresses[peer_id] = good
         self._on_learned(peer_id, self._addresses[peer_id])
         while len(self._addresses) > PEERS_MAX:
             self._addresses.popitem(last=False)
