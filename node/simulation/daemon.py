@@ -137,15 +137,17 @@ class Daemon:
 
     async def _live(self, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         self._ended = trio.Event()
-        with trio.CancelScope() as self._process:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self.node.run)
-                await nursery.start(self.mesh.run)
-                if self.adversary is not None:
-                    nursery.start_soon(self.adversary.run)
-                self.is_online = True
-                task_status.started()
-        self._ended.set()
+        try:
+            with trio.CancelScope() as self._process:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(self.node.run)
+                    await nursery.start(self.mesh.run)
+                    if self.adversary is not None:
+                        nursery.start_soon(self.adversary.run)
+                    self.is_online = True
+                    task_status.started()
+        finally:  # a broken law ends all of the world at once
+            self._ended.set()
 
     async def kill(self) -> None:
         """SIGKILL: from here on nothing it does reaches its disk or its peers."""
