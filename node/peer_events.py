@@ -48,8 +48,11 @@ class PeerEvents:
 
     def _begin(self, peer_id: PeerId) -> None:
         if peer_id not in self._telling and self._nursery is not None:
+            try:
+                self._nursery.start_soon(self._tell_all, peer_id)
+            except RuntimeError:  # it has just closed, and whoever disconnects us now must not fail for it
+                return
             self._telling.add(peer_id)
-            self._nursery.start_soon(self._tell_all, peer_id)
 
     async def _tell_all(self, peer_id: PeerId) -> None:
         while self._pending.get(peer_id):

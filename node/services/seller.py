@@ -23,9 +23,10 @@ from marketplace.lease import Leases, may_work
 from marketplace.pricing import Prices, estimated_tokens
 from node.clock import Clock
 from node.journal import Journal
-from node.logbook import Logbook
+from node.logbook import Logbook, NotConfirmed
 from node.services.offer import OwnOffer
 from node.services.settlement import Delivery, Settlement
+from node.store import StoreFailed
 from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed, encode, narrow
@@ -207,6 +208,8 @@ class Seller:
                 ),
                 witnessing=award,
             )
+        except (StoreFailed, NotConfirmed) as error:
+            raise StreamBroken(f"nothing can be signed now: {error}") from error  # since the bid
         finally:
             self._logbook.ledger.void(_accepting(award))
         try:

@@ -26,8 +26,9 @@ from marketplace.receipt import (
 from node.clock import Clock
 from node.jobs import Attempt, Job, JobBook
 from node.journal import Journal
-from node.logbook import Logbook
+from node.logbook import Logbook, NotConfirmed
 from node.services.sync import Sync
+from node.store import StoreFailed
 from node.wire import Wire
 from protocol.envelope import Sealed, narrow
 from protocol.errors import AgoraError, NotAuthorised, RemoteProtocolError, StreamBroken
@@ -381,7 +382,10 @@ class Settlement:
                     accepted=len(ids),
                 )
                 return
-            await self._countersign(stream, receipt, job, attempt)
+            try:
+                await self._countersign(stream, receipt, job, attempt)
+            except (StoreFailed, NotConfirmed) as error:
+                raise StreamBroken(f"nothing can be signed now: {error}") from error  # its seller comes again
             await self._jobs.store(job)
 
 

@@ -340,6 +340,43 @@ async def test_a_receipt_that_the_buyer_could_not_answer_is_taken_when_it_comes_
     assert world.founder.events("offence_counted") == []
 
 
+async def test_a_full_disk_puts_its_sellers_off_and_is_no_fault_of_a_handler(world: World) -> None:
+    """Sweep, seed 533: the claim came while the disk was full; its seller comes again."""
+    seller = await world.add("bob")
+    await world.acquaint(world.founder, seller)
+    async with aclosing(world.founder.node.chat(chat_request(QUESTION))) as events:
+        async for event in events:
+            if isinstance(event, ChatDelta) and not world.founder.disk.is_full:
+                await world.founder.disk.fill()
+
+    await world.run(15)
+    world.founder.disk.empty()
+    await world.run(60)
+
+    assert (seller.balance(), world.founder.balance()) == (1040, -1040)
+    assert world.founder.events("handler_failed") == []
+
+
+async def test_a_disk_that_fills_between_bid_and_award_costs_a_seller_the_job(world: World) -> None:
+    """It has promised a price, not a slot; the next seller does it."""
+    first, second = await world.add("bob"), await world.add("cat", price_completion_micro=60)
+    await world.acquaint(world.founder, first, second)
+    world.set_latency(world.founder, first, 0.1)
+    world.set_latency(world.founder, second, 0.1)
+
+    async def fill() -> None:
+        await world.until(lambda: bool(first.events("bid_sent")))
+        await first.disk.fill()
+        first.disk._store._is_full = False  # nothing was written since, so it does not know yet
+
+    world.nursery.start_soon(fill)
+    await world.founder.chat(QUESTION)
+
+    job = await world.founder.ended_job()
+    assert [each.seller for each in job.attempts] == [first.peer_id, second.peer_id]
+    assert first.events("handler_failed") == []
+
+
 async def test_a_countersignature_that_the_seller_could_not_keep_is_taken_when_it_comes_again(
     world: World,
 ) -> None:
