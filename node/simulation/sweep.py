@@ -26,6 +26,7 @@ import trio
 
 from node.event import Event
 from node.simulation import determinism
+from node.simulation.adversaries import BEHAVIOURS
 from node.simulation.checkers.checks import Checks, Violation
 from node.simulation.storm import storm
 from node.simulation.world import World
@@ -36,6 +37,7 @@ CALM_S: Final = 120.0  # within which everybody must find together again
 LOOK_S: Final = 15.0
 DEVICES: Final = (("server", True), ("laptop", True), ("laptop", True), ("laptop", False))
 OTHERS: Final = 2  # besides these and the founder: what chance deals
+HOSTILE_SHARE: Final = 0.25  # of those: so that in four worlds of nine somebody means ill
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,10 @@ def sail(seed: int, *, storm_s: float = STORM_S) -> Voyage:
             async with world.running():
                 for profile, is_seller in DEVICES:
                     await world.add(1, profile=profile, is_seller=is_seller)
-                await world.add(OTHERS)
+                rng = world.random("others")
+                for _ in range(OTHERS):
+                    is_hostile = rng.random() < HOSTILE_SHARE
+                    await world.add(1, behaviour=rng.choice(sorted(BEHAVIOURS)) if is_hostile else "")
                 await world.open()
                 nursery.start_soon(checks.run, LOOK_S)
                 await storm(world, storm_s)

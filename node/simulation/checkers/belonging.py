@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 from node.simulation.checkers.scene import Broken, Scene
+from protocol.errors import NotAuthorised
 from protocol.messages import Head
+from protocol.topics import HELLO
 
 
 def no_handler_fails(scene: Scene) -> Iterator[Broken]:
@@ -15,14 +17,18 @@ def no_handler_fails(scene: Scene) -> Iterator[Broken]:
 
 
 def nobody_honest_is_accused(scene: Scene) -> Iterator[Broken]:
-    """No device finds a contradiction in what an honest one has signed, and none holds an offence against it."""
+    """No device finds a contradiction in what an honest one has signed, and none holds an offence against it.
+
+    Save one: whoever has just been admitted greets members that have not heard of it yet, and is a stranger to them.
+    """
     honest = scene.honest_ids
     honest_names = set(honest.values())
     for node, event in scene.events["contradiction_found"]:
         if event.fields["author"] in honest and node in honest_names:
             yield Broken(node, f"it found a contradiction of {scene.name(str(event.fields['author']))}")
     for node, event in scene.events["offence_counted"]:
-        if event.fields["peer_id"] in honest and node in honest_names:
+        is_stranger = (event.fields["offence"], event.fields["where"]) == (NotAuthorised.offence, HELLO.name)
+        if event.fields["peer_id"] in honest and node in honest_names and not is_stranger:
             peer = scene.name(str(event.fields["peer_id"]))
             yield Broken(node, f"it charged {peer} with {event.fields['offence']} ({event.fields['where']})")
 
