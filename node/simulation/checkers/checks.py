@@ -14,7 +14,16 @@ import trio
 
 from node.chat import ChatRequest
 from node.jobs import CLAIM_WINDOW_S
-from node.simulation.checkers import belonging, bounds, entries, jobs, money
+from node.simulation.checkers import (
+    attempts,
+    authority,
+    belonging,
+    bounds,
+    entries,
+    jobs,
+    money,
+    payments,
+)
 from node.simulation.checkers.scene import Broken, Scene
 from node.simulation.commit import commit
 from node.simulation.observations import Outcome
@@ -60,6 +69,13 @@ LAWS: Final[tuple[tuple[Law, When], ...]] = (
     (jobs.sellers_say_each_thing_once, When.END),
     (money.payments_stay_within_holds, When.END),
     (money.each_attempt_is_paid_once, When.END),
+    (payments.balances_follow_from_payments, When.END),
+    (payments.holds_add_up, When.END),
+    (payments.payments_are_for_what_came, When.END),
+    (attempts.prompts_stay_where_they_may, When.END),
+    (attempts.who_failed_is_not_tried_again, When.END),
+    (attempts.no_lease_is_used_past_its_end, When.END),
+    (authority.only_the_roll_decides, When.END),
     (belonging.all_agree_on_the_assembly, When.CALM),
     (belonging.chats_work_again, When.CALM),
     (jobs.no_job_is_lost, When.SETTLED),
@@ -69,6 +85,8 @@ LAWS: Final[tuple[tuple[Law, When], ...]] = (
     (jobs.accepts_end, When.SETTLED),
     (entries.what_is_known_is_on_disk, When.SETTLED),
     (entries.contradictions_are_punished, When.SETTLED),
+    (authority.nobody_contradicts_itself_unpunished, When.SETTLED),
+    (authority.nobody_barred_is_served, When.SETTLED),
     (money.who_holds_the_same_entries_agrees, When.SETTLED),
 )
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -11,7 +12,16 @@ from marketplace.fence import FENCES_MAX
 from node.chat import ChatRequest
 from node.jobs import CLAIM_WINDOW_S
 from node.logbook import ENTRY
-from node.simulation.checkers import belonging, bounds, entries, jobs, money
+from node.simulation.checkers import (
+    attempts,
+    authority,
+    belonging,
+    bounds,
+    entries,
+    jobs,
+    money,
+    payments,
+)
 from node.simulation.checkers.checks import LAWS, Checks, Violation
 from node.simulation.checkers.jobs import JOB_S_MAX
 from node.simulation.observations import Outcome
@@ -20,7 +30,7 @@ from node.simulation.world import World
 from node.store import Record
 from protocol.envelope import Sealed, seal
 from protocol.identity import Identity, PeerId
-from protocol.messages import NO_HASH, Accept, Award, Card, Entry
+from protocol.messages import NO_HASH, Accept, Award, Card, Entry, Revocation
 from runtime.echo import ECHO_MODEL
 from runtime.engine import ChatMessage
 
@@ -224,6 +234,86 @@ async def a_payment_is_forgotten(stage: Stage) -> None:
     stage.buyer.node.logbook.ledger._payments.clear()
 
 
+async def a_balance_moves_by_itself(stage: Stage) -> None:
+    balances = stage.buyer.node.logbook.ledger._accounts._balances
+    balances[stage.buyer.peer_id] -= 1
+    balances[stage.seller.peer_id] += 1
+
+
+async def a_payment_is_signed_by_one(stage: Stage) -> None:
+    payments_known = stage.buyer.node.logbook.ledger._payments
+    (key,) = payments_known
+    alone = replace(payments_known[key].countersignature, sender=stage.seller.peer_id)
+    payments_known[key] = replace(payments_known[key], countersignature=alone)
+
+
+async def a_hold_is_freed_twice(stage: Stage) -> None:
+    stage.buyer.node.logbook.ledger._accounts._held[stage.buyer.peer_id] -= 1
+
+
+async def a_price_is_exceeded(stage: Stage) -> None:
+    payments_known = stage.buyer.node.logbook.ledger._payments
+    (key,) = payments_known
+    payments_known[key] = replace(payments_known[key], amount_micro=10**9)
+
+
+async def other_tokens_came(stage: Stage) -> None:
+    (payment,) = stage.buyer.node.logbook.ledger.payments()
+    job = stage.buyer.node.job_book.find(payment.receipt.message.job_id)
+    assert job is not None
+    job.attempts[0].ids.pop()
+
+
+async def fewer_tokens_came_long_ago(stage: Stage) -> None:
+    book = stage.buyer.node.job_book
+    book._recent.clear()
+    (job_id,) = book._views
+    book._views[job_id].attempts[0] = msgspec.structs.replace(book._views[job_id].attempts[0], tokens=19)
+
+
+async def a_private_prompt_travels(stage: Stage) -> None:
+    views = stage.buyer.node.job_book._views
+    (job_id,) = views
+    views[job_id] = msgspec.structs.replace(views[job_id], privacy="local")
+
+
+async def a_seller_that_failed_is_tried_again(stage: Stage) -> None:
+    (view,) = stage.buyer.node.job_book._views.values()
+    view.attempts.append(msgspec.structs.replace(view.attempts[0], attempt=2))
+
+
+async def a_lease_is_used_after_a_day(stage: Stage) -> None:
+    (payment,) = stage.buyer.node.logbook.ledger.payments()
+    award = stage.sealed(stage.award(lease_ms=600_000))
+    terms = msgspec.structs.replace(payment.receipt.message, award=award.id)
+    receipt = seal(
+        terms,
+        stage.seller.identity,
+        mesh=stage.world.mesh_id,
+        seq=(1, 1),
+        time_ms=NOON_MS + 24 * 3_600_000,
+    )
+    await stage.put("server-1", award, receipt)
+
+
+async def a_buyer_names_a_model(stage: Stage) -> None:
+    card = Card(index=0, prev=NO_HASH, name="mine", model=ECHO_MODEL)
+    await stage.put("server-1", stage.sealed(card))
+
+
+async def a_barred_buyer_is_served(stage: Stage) -> None:
+    stage.scene.last_chats.append(Outcome(0, stage.buyer.name))
+    assembly = stage.seller.node.logbook.assembly
+    head = assembly.head(assembly.founder)
+    assert head is not None
+    revocation = Revocation(index=head.index + 1, prev=head.entry, peer=stage.buyer.peer_id, reason="stolen")
+    assembly.apply(stage.sealed(revocation, stage.world.founder.identity))
+    accept = Accept(index=50, prev=NO_HASH, award=NO_HASH, buyer=stage.buyer.peer_id, job_id=JOB, attempt=1)
+    late_ms = NOON_MS + 3_600_000
+    served = seal(accept, stage.seller.identity, mesh=stage.world.mesh_id, seq=(1, 1), time_ms=late_ms)
+    await stage.put("server-1", served)
+
+
 FAULTS: tuple[tuple[Callable[..., Any], Callable[[Stage], Awaitable[None]], str], ...] = (
     (belonging.no_handler_fails, a_handler_fails, "job failed with KeyError at x.py:1"),
     (belonging.nobody_honest_is_accused, a_contradiction_is_found, "it found a contradiction of server-1"),
@@ -252,6 +342,22 @@ FAULTS: tuple[tuple[Callable[..., Any], Callable[[Stage], Awaitable[None]], str]
     (entries.known_logs_have_no_gaps, a_known_log_has_a_gap, "has index 1 in place 0"),
     (entries.one_entry_stands_in_each_place, two_entries_in_one_place, "bilateral entry 50 is one thing"),
     (entries.contradictions_are_punished, one_disk_with_two_entries_in_one_place, "who is not barred"),
+    (payments.balances_follow_from_payments, a_balance_moves_by_itself, "its payments come to"),
+    (
+        payments.balances_follow_from_payments,
+        a_payment_is_signed_by_one,
+        "was signed by server-1 and server-1",
+    ),
+    (payments.holds_add_up, a_hold_is_freed_twice, "-1 is set aside for laptop-1, whose holds come to 0"),
+    (payments.payments_are_for_what_came, a_price_is_exceeded, "1000000000 was paid for attempt 1"),
+    (payments.payments_are_for_what_came, other_tokens_came, "were paid, and other 19 came"),
+    (payments.payments_are_for_what_came, fewer_tokens_came_long_ago, "were paid, and 19 came"),
+    (attempts.prompts_stay_where_they_may, a_private_prompt_travels, "of privacy local went to server-1"),
+    (attempts.who_failed_is_not_tried_again, a_seller_that_failed_is_tried_again, "both went to server-1"),
+    (attempts.no_lease_is_used_past_its_end, a_lease_is_used_after_a_day, "idle seconds, 600 allowed"),
+    (authority.only_the_roll_decides, a_buyer_names_a_model, "a card of laptop-1, who does not vote"),
+    (authority.nobody_contradicts_itself_unpunished, an_attempt_is_awarded_twice, "two awards of laptop-1"),
+    (authority.nobody_barred_is_served, a_barred_buyer_is_served, "it accepted an award of laptop-1"),
     (entries.what_was_acknowledged_survives, what_was_sent_is_gone, "and its own disk has not"),
     (entries.what_is_known_is_on_disk, only_one_knows_a_name, "which its disk lacks"),
 )

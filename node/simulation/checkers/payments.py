@@ -1,0 +1,82 @@
+"""Laws of payments: each is signed by both sides, for what came at the price that was bid, and holds add up."""
+
+# ruff: noqa: SLF001  a law looks where no user may
+
+from collections import Counter
+from collections.abc import Iterator
+
+from marketplace.ledger import Ledger, Payment
+from marketplace.receipt import output_digest
+from node.simulation.checkers.scene import Broken, Scene
+from node.simulation.daemon import Daemon
+from protocol.identity import PeerId
+
+
+def balances_follow_from_payments(scene: Scene) -> Iterator[Broken]:
+    """Money moves once for each receipt that its payee signed and its payer countersigned, and by nothing else."""
+    for daemon in scene.online:
+        ledger = daemon.node.logbook.ledger
+        expected: Counter[PeerId] = Counter()
+        for payment in ledger.payments():
+            signers = payment.receipt.sender, payment.countersignature.sender
+            if signers != (payment.payee, payment.payer):
+                who = " and ".join(scene.name(each) for each in signers)
+                yield Broken(daemon.name, f"a payment of {scene.name(payment.payer)} was signed by {who}")
+            expected[payment.payer] -= payment.amount_micro
+            expected[payment.payee] += payment.amount_micro
+        for peer_id, balance in ledger.balances().items():
+            if balance != expected[peer_id]:
+                yield Broken(
+                    daemon.name,
+                    f"the balance of {scene.name(peer_id)} is {balance}, its payments come to {expected[peer_id]}",
+                )
+
+
+def holds_add_up(scene: Scene) -> Iterator[Broken]:
+    """What an account has set aside is what is left of its holds: no micro-credit is freed twice, or never."""
+    for daemon in scene.online:
+        accounts = daemon.node.logbook.ledger._accounts
+        left: Counter[PeerId] = Counter()
+        for hold in accounts._holds.values():
+            left[hold.account] += hold.left_micro
+        for peer_id, held in accounts._held.items():
+            if held != left[peer_id]:
+                yield Broken(
+                    daemon.name,
+                    f"{held} is set aside for {scene.name(peer_id)}, whose holds come to {left[peer_id]}",
+                )
+
+
+def payments_are_for_what_came(scene: Scene) -> Iterator[Broken]:
+    """A buyer pays for the very tokens that arrived, and no more for them than was bid."""
+    for daemon in scene.online:
+        ledger = daemon.node.logbook.ledger
+        for payment in ledger.payments():
+            if payment.payer == daemon.peer_id:
+                yield from _unearned(daemon, payment, ledger)
+
+
+def _unearned(daemon: Daemon, payment: Payment, ledger: Ledger) -> Iterator[Broken]:
+    terms, award = payment.receipt.message, ledger.award(payment.receipt.message.award)
+    if award is None:
+        return  # another law tells
+    what = f"attempt {terms.attempt} of job {terms.job_id.hex()}"
+    prices = award.message
+    most = terms.prompt_tokens * prices.prompt_micro + terms.completion_tokens * prices.completion_micro
+    if payment.amount_micro > most:
+        yield Broken(daemon.name, f"{payment.amount_micro} was paid for {what}, which comes to {most}")
+    job = daemon.node.job_book.find(terms.job_id)
+    view = daemon.node.job_book._views.get(terms.job_id.hex())
+    if job is not None:
+        ids = job.attempts[terms.attempt - 1].ids
+        if terms.output != output_digest(ids):
+            yield Broken(
+                daemon.name,
+                f"{terms.completion_tokens} tokens of {what} were paid, and other {len(ids)} came",
+            )
+    elif view is not None:  # of an earlier run, or long ago; a crash may have taken it
+        came = view.attempts[terms.attempt - 1].tokens
+        if terms.completion_tokens > came:
+            yield Broken(
+                daemon.name, f"{terms.completion_tokens} tokens of {what} were paid, and {came} came"
+            )
