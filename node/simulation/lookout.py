@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from node.simulation.observations import MapNode, Propagation, Sample
 from protocol.envelope import open_sealed
+from protocol.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
     from node.simulation.world import World
@@ -43,12 +44,13 @@ def draw_map(world: "World") -> list[MapNode]:
 
 
 def propagation(world: "World") -> list[Propagation]:
-    """How the first gossiped messages went through the mesh."""
-    return [
-        Propagation(
-            kind=open_sealed(data, mesh=world.mesh_id).message.kind,
-            at_s=times[0] - world.began_s,
-            heard_s=tuple(time_s - times[0] for time_s in times),
-        )
-        for data, times in world.network.followed.values()
-    ]
+    """How the first gossiped messages went through the mesh; garbage goes nowhere, and is left out."""
+    followed = []
+    for data, times in world.network.followed.values():
+        try:
+            kind = open_sealed(data, mesh=world.mesh_id).message.kind
+        except RemoteProtocolError:
+            continue
+        heard_s = tuple(time_s - times[0] for time_s in times)
+        followed.append(Propagation(kind=kind, at_s=times[0] - world.began_s, heard_s=heard_s))
+    return followed

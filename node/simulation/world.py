@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from itertools import combinations
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -34,7 +34,7 @@ from node.simulation.workshop import make_device
 from node.store import Record
 from protocol.envelope import Sealed
 from protocol.identity import Identity, PeerId
-from protocol.messages import Admitted, Card
+from protocol.messages import Admitted, Card, Entry
 from runtime.echo import ECHO_MODEL
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ SAMPLE_S = 60.0
 LOOK_S = 0.01  # between two looks of `until`
 DEVICES_PER_OWNER = 3
 FOUNDER = "founder"
+NAME = "echo"  # of the one model
+E = TypeVar("E", bound=Entry)
 FOUNDER_PATIENCE_S = 60.0  # until it has met a member since its start, and may write
 TraceWriter = Callable[[float, str, Event], None]
 
@@ -134,7 +136,7 @@ class World:
             approver=self.identity("a human").public_key,
         )
         self.daemons[FOUNDER] = self._make(FOUNDER, "server", FOUNDER, is_seller=False)
-        self.founding.sign(lambda index, prev: Card(index=index, prev=prev, name="echo", model=ECHO_MODEL))
+        self.founding.sign(lambda index, prev: Card(index=index, prev=prev, name=NAME, model=ECHO_MODEL))
 
     async def add(
         self,
@@ -200,13 +202,23 @@ class World:
         Raises:
             NotConfirmed: the founder is down, or has met nobody for long; it writes nothing then.
         """
-        place = admission(peer_id, owner, credit_micro)
+        return await self._sign(Admitted, admission(peer_id, owner, credit_micro))
+
+    async def publish(self, name: str) -> None:
+        """Have the founder bind another name to the model; everybody hears of it by gossip.
+
+        Raises:
+            NotConfirmed: as in `admit`.
+        """
+        await self._sign(Card, lambda index, prev: Card(index=index, prev=prev, name=name, model=ECHO_MODEL))
+
+    async def _sign(self, form: type[E], place: Callable[[int, bytes], E]) -> Sealed[E]:
         if not self.is_open:
             return self.founding.sign(place)
         founder = self.founder.node
         with trio.move_on_after(FOUNDER_PATIENCE_S):
             await founder.logbook.wait_confirmed()
-        entry = await founder.logbook.write(Admitted, place)
+        entry = await founder.logbook.write(form, place)
         await founder.sync.announce(entry)
         return entry
 

@@ -9,4 +9,6 @@ async def story(world: World) -> None:
     await world.add(world.nodes - 1)
     world.churn()
     world.ask_everywhere(Workload(), chats_per_node_hour=5)
-    await world.run(world.seconds)
+    await world.run(world.seconds / 2)
+    await world.publish("echo-again")  # the plots follow one gossiped message through the mesh
+    await world.run(world.seconds / 2)

@@ -12,6 +12,7 @@ async def story(world: World) -> None:
 
     half = len(devices) // 2
     world.partition([world.founder, *devices[:half]], devices[half:])
+    await world.publish("echo-again")  # the other half hears of it when the cut is healed
     await world.run(world.seconds * 0.2)
 
     world.heal()

@@ -15,4 +15,6 @@ async def story(world: World) -> None:
     world.weather(SLOW, devices[::10])
     world.skew(*devices[::7], seconds=30)
     world.ask_everywhere(Workload(arrivals="bursts"), chats_per_node_hour=20)
-    await world.run(world.seconds)
+    await world.run(world.seconds / 2)
+    await world.publish("echo-again")  # and this is gossiped over such lines
+    await world.run(world.seconds / 2)
