@@ -50,6 +50,7 @@ class Attempt:
     award: Sealed[Award] | None = None
     work: Work | None = None
     is_lease: bool = False
+    promised_tokens_per_s: float = 0.0  # by the bid; 0: nothing was promised
     ids: list[int] = field(default_factory=list)  # accepted in this attempt, in order
     began_s: float = 0.0  # monotonic: the seller was given the work
     first_token_s: float | None = None

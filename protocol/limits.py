@@ -54,7 +54,12 @@ BID_OVERTIME_ROUND_TRIPS = 3.0  # two to open a stream and to ask, one to spare
 BID_WINDOW_ROUND_TRIPS = 3.0  # the window is this times the asked peers' p90 round trip
 STALL_TIMEOUT_S = 2.0  # no token and no progress frame for this long: the seller has failed
 PROGRESS_INTERVAL_S = 0.5
-STANDSTILL_S = 60.0  # progress frames that tell nothing new for this long: the seller has failed
+STANDSTILL_S = 20.0  # progress frames that tell nothing new for this long: the seller has failed
+UNREAD_S = 60.0  # nobody reads what a seller sends for this long: the buyer has gone
+PACE_JUDGED_S = 15.0  # of answering; before that a pace says little
+PACE_SHARE_MIN = (
+    0.1  # of the speed that was bid; a device that is warm and busy has a quarter of it, never this little
+)
 LEASE_IDLE_S = 600.0  # a session's lease ends after this long without a request
 INVITATION_TTL_S_MAX = 30 * 24 * 3600.0
 

@@ -207,6 +207,7 @@ class Purchasing:
         held = self._hold(job, attempt, hold)
         attempt.seller = sale.seller
         bid = sale.bid.message
+        attempt.promised_tokens_per_s = bid.tokens_per_ks / 1000
         try:
             award = await self._logbook.write(
                 Award,

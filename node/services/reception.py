@@ -87,6 +87,8 @@ async def receive_tokens(
                             job.first_token_s = attempt.last_token_s
                         advance.by_tokens(now())
                         await on_delta(ChatDelta(frame.text, len(frame.ids)))
+                        if _is_dripping(attempt):
+                            ending.append(Ending(End.FAILED, "far slower than it had bid"))
                     case ProgressFrame():
                         attempt.prompt_tokens = attempt.prompt_tokens or frame.total
                         if not advance.by_progress(frame, now()):
@@ -126,6 +128,14 @@ async def _next_frame(stream: Stream) -> TokensFrame | ProgressFrame | FinishedF
         raise TooLarge(f"frame of {len(raw)} bytes, at most {limits.TOKEN_FRAME_BYTES_MAX} allowed")
     frame: TokensFrame | ProgressFrame | FinishedFrame | FailedFrame = decode(raw, JobFrame)
     return frame
+
+
+def _is_dripping(attempt: Attempt) -> bool:
+    """Whether a seller answers so much slower than it had bid that it must mean it: each drop would keep the job alive."""
+    assert attempt.first_token_s is not None
+    took_s = attempt.last_token_s - attempt.first_token_s
+    least = attempt.promised_tokens_per_s * limits.PACE_SHARE_MIN
+    return took_s >= limits.PACE_JUDGED_S and len(attempt.ids) < least * took_s
 
 
 class _Advance:

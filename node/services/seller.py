@@ -289,7 +289,7 @@ class Seller:
 
     async def _watch(self, stream: Stream, run: _Run, scope: trio.CancelScope) -> None:
         """Give up a buyer that takes nothing: it would hold the slot for as long as it likes."""
-        while (due := run.sent_at + limits.STANDSTILL_S) > self._clock.now():  # noqa: ASYNC110  # no polling
+        while (due := run.sent_at + limits.UNREAD_S) > self._clock.now():  # noqa: ASYNC110  # no polling
             await trio.sleep_until(due)
         run.is_broken = True
         stream.abort()

@@ -1,10 +1,13 @@
 """Stories found by the sweep: what stands still on one's own device must not stand still for ever."""
 
+from dataclasses import replace
+
 import pytest
 
 from node.chat import Unsold
-from protocol.limits import LIVE_WINDOW_S, STANDSTILL_S
-from tests.node.world import World, echo_text
+from protocol.limits import LIVE_WINDOW_S, PACE_JUDGED_S, STANDSTILL_S
+from runtime.engine import Digest, EngineStatus
+from tests.node.world import Engine, World, echo_text
 
 
 async def test_an_own_engine_that_hangs_is_given_up_and_a_seller_goes_on(world: World) -> None:
@@ -46,3 +49,28 @@ async def test_a_clock_that_was_set_back_since_is_no_double(world: World) -> Non
 
     assert ahead.time_ms > bob.clock.utc_ms()
     assert bob.node.status().warnings == []
+
+
+class Dripper(Engine):
+    """Bids fifty tokens a second and says one in 1.9 s, so that it is never silent for long."""
+
+    def __init__(self) -> None:
+        super().__init__(seconds_per_token=1.9)
+
+    def status(self, model: Digest) -> EngineStatus:
+        return replace(super().status(model), tokens_per_s=50.0)
+
+
+async def test_a_seller_that_drips_is_given_up_and_another_goes_on(world: World) -> None:
+    """A thousand tokens at that pace would take half an hour, and it would be paid for each."""
+    dripper = await world.add("dripper", engine=Dripper(), price_completion_micro=1)
+    honest = await world.add("honest")
+    await world.acquaint(world.founder, dripper, honest)
+
+    answer = await world.founder.chat("a question of some length, so that there is much to say")
+
+    job = await world.founder.ended_job()
+    assert answer.text == echo_text("a question of some length, so that there is much to say")
+    assert [each.seller for each in job.attempts] == [dripper.peer_id, honest.peer_id]
+    assert job.attempts[0].reason == "far slower than it had bid"
+    assert answer.ended_s < 2 * PACE_JUDGED_S
