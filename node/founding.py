@@ -10,10 +10,10 @@ from marketplace.assembly.charter import founding_charter
 from node import config, database
 from node.api_keys import ApiKeys
 from node.database import Record
-from node.errors import StartError
 from node.home import Home
 from node.keys import Recovery, create_device_key, create_human_key, new_recovery_code, write_recovery
 from node.logbook import ENTRY, MESH
+from node.new_home import making
 from protocol.envelope import Sealed, Sequence, seal
 from protocol.identity import Identity, PeerId
 from protocol.messages import NO_HASH, Charter
@@ -32,48 +32,34 @@ class Founded:
 def found(
     home_path: Path, *, mesh_name: str, owner: str, device_passphrase: str | None, human_passphrase: str
 ) -> Founded:
-    """Write a new home that founds a mesh.
+    """Write a new home that founds a mesh; a crash before the end leaves none.
 
     Raises:
         StartError: the home already belongs to a mesh, or cannot be written.
     """
-    home = Home.create(home_path)
-    refuse_used(home)
-    device = create_device_key(home, device_passphrase)
-    human = create_human_key(home, human_passphrase)
-    recovery = Identity.generate()
-    charter = seal(
-        founding_charter(
-            mesh_name,
-            founder=device.public_key,
-            owner=owner,
-            approver=human.public_key,
-            recovery=(recovery.public_key,),
-        ),
-        device,
-        mesh=NO_HASH,
-        seq=Sequence(int.from_bytes(os.urandom(7))).next(),
-        time_ms=time.time_ns() // 1_000_000,
-    )
-    code = new_recovery_code()
-    write_recovery(home.recovery, Recovery(recovery.seed, human.seed, charter.raw), code)
-    config.write_default(home.config, owner=owner)
-    api_key = ApiKeys(home.api_keys).create("first")[1]
-    belong(home, charter)
+    with making(home_path) as home:
+        device = create_device_key(home, device_passphrase)
+        human = create_human_key(home, human_passphrase)
+        recovery = Identity.generate()
+        charter = seal(
+            founding_charter(
+                mesh_name,
+                founder=device.public_key,
+                owner=owner,
+                approver=human.public_key,
+                recovery=(recovery.public_key,),
+            ),
+            device,
+            mesh=NO_HASH,
+            seq=Sequence(int.from_bytes(os.urandom(7))).next(),
+            time_ms=time.time_ns() // 1_000_000,
+        )
+        code = new_recovery_code()
+        write_recovery(home.recovery, Recovery(recovery.seed, human.seed, charter.raw), code)
+        config.write_default(home.config, owner=owner)
+        api_key = ApiKeys(home.api_keys).create("first")[1]
+        belong(home, charter)
     return Founded(charter.id.hex(), device.peer_id, code, api_key)
-
-
-def refuse_used(home: Home) -> None:
-    """Check that a home belongs to no mesh yet.
-
-    Raises:
-        StartError: it does.
-    """
-    for path in (home.identity_key, home.database):
-        if path.exists():
-            raise StartError(
-                f"home {home.path} belongs to a mesh already ({path.name} is there); name another with --home"
-            )
 
 
 def belong(home: Home, charter: Sealed[Charter]) -> None:

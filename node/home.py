@@ -45,14 +45,16 @@ class Home:
             raise StartError(
                 f"cannot make home {path} ({error.strerror}), expected a directory of yours"
             ) from error
-        return cls.open(path)
+        home = cls(path)
+        home.check_place()
+        return home
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """Return an existing home after checking the directory and the modes of what lies in it.
 
         Raises:
-            StartError: missing, not a directory, somebody else's, or open to others.
+            StartError: missing, not a directory, somebody else's, open to others, or never finished.
         """
         home = cls(path)
         home.check()
@@ -99,6 +101,11 @@ class Home:
         return self.path / "models"
 
     @property
+    def unfinished(self) -> Path:
+        """There while `init` or `join` makes this home, and after one that broke off; see `new_home.py`."""
+        return self.path / "unfinished"
+
+    @property
     def lock_file(self) -> Path:
         """Held by the running daemon, whose pid is in it."""
         return self.path / "daemon.lock"
@@ -113,6 +120,19 @@ class Home:
 
     def check(self) -> None:
         """See `open`."""
+        self.check_place()
+        if self.unfinished.exists():
+            raise StartError(
+                f"home {self.path} was never finished: the 'agora init' or 'agora join' that made it broke off; "
+                "run it again"
+            )
+
+    def check_place(self) -> None:
+        """Check all but whether it was finished.
+
+        Raises:
+            StartError: see `open`.
+        """
         try:
             found = self.path.stat()
         except FileNotFoundError:

@@ -1,6 +1,7 @@
 """Join a mesh with an invitation: dial its issuer, prove that we hold it, verify the yes, and only then write a home.
 
-Whatever goes wrong before that leaves nothing on disk.
+Whatever goes wrong before that leaves nothing on disk, and a crash while it is written leaves no home: one joins again,
+with a new invitation if that one was for a single device.
 """
 
 import os
@@ -16,10 +17,11 @@ from node import config
 from node.api_keys import ApiKeys
 from node.clock import MembersTime, SystemClock
 from node.errors import StartError
-from node.founding import belong, refuse_used
+from node.founding import belong
 from node.home import Home
 from node.journal import Journal
 from node.keys import create_device_key
+from node.new_home import making, refuse_used
 from node.wire import Wire
 from protocol.envelope import Sealed, narrow
 from protocol.errors import AgoraError, MeshError, RemoteProtocolError
@@ -49,14 +51,18 @@ def join(home_path: Path, invitation: str, *, device_passphrase: str | None = No
     """
     invite = parse(invitation, utc_ms=time.time_ns() // 1_000_000)
     if home_path.exists():
-        refuse_used(Home.open(home_path))
+        home = Home(home_path)
+        home.check_place()
+        refuse_used(home)  # before an invitation is spent on it
     identity = Identity.generate()
     charter, admitted = trio.run(_ask, invite, identity)
-    home = Home.create(home_path)
-    create_device_key(home, device_passphrase, identity=identity)
-    config.write_default(home.config, owner=admitted.message.owner, bootstrap=invite.sealed.message.addresses)
-    api_key = ApiKeys(home.api_keys).create("first")[1]
-    belong(home, charter)
+    with making(home_path) as home:
+        create_device_key(home, device_passphrase, identity=identity)
+        config.write_default(
+            home.config, owner=admitted.message.owner, bootstrap=invite.sealed.message.addresses
+        )
+        api_key = ApiKeys(home.api_keys).create("first")[1]
+        belong(home, charter)
     return Joined(invite.mesh.hex(), identity.peer_id, admitted.message.owner, api_key)
 
 

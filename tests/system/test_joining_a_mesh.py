@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from node.home import Home
+from node.joining import join
 from node.local_mesh.processes import until
+from tests.node.dying import survives
 from tests.system.daemons import Device, agora, contents, refused, running
 
 pytestmark = pytest.mark.system
@@ -55,6 +58,20 @@ def test_a_pasted_invitation_and_up_make_a_member(founder: Device, tmp_path: Pat
         until("its log is confirmed", lambda: member.get("/api/status")["is_durable"])
         status = member.get("/api/status")
         assert (status["owner"], status["mesh_id"]) == ("ann", founder.told["mesh_id"])
+
+
+def test_a_join_that_is_killed_can_be_done_again(founder: Device, tmp_path: Path) -> None:
+    """Killed before the last file of the home: no daemon starts from it, and another invitation makes it whole."""
+    home = tmp_path / "member"
+    invitation = founder.ask("invite", "--uses", "2")["invitation"]
+
+    assert not survives(
+        lambda: join(home, invitation), beneath=home, step=1, names=frozenset({"sqlite3.connect"})
+    )
+
+    assert "was never finished" in refused(agora("up", "--gateway", "127.0.0.1:0", home=home))
+    assert agora("join", invitation, home=home).returncode == 0
+    assert Home.open(home).unfinished.exists() is False
 
 
 def test_an_invitation_used_up(founder: Device, tmp_path: Path) -> None:
