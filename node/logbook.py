@@ -145,22 +145,23 @@ class Logbook:
         Raises:
             RemoteProtocolError: the store holds an entry that does not verify: it was tampered with.
         """
-        left = [
+        entries = [
             open_entry(record.body, self._wire.mesh_id)
             for record in records
             if record.kind == ENTRY and record.body is not None
         ]
+        left = [entry for entry in entries if entry.message.log == "assembly"]
         tried = len(left) + 1
         while len(left) < tried:  # what came again stands behind what waits for it
             tried = len(left)
             left = [entry for entry in left if not self._restore(entry)]
         for entry in left:
             self._journal.write("entry_left_out", author=entry.sender, index=entry.message.index)
+        for entry in entries:  # behind all of the assembly's: whose payments count as income, it says
+            if entry.message.log == "bilateral":
+                self._fold_loosely(entry)
 
     def _restore(self, entry: Sealed[Entry]) -> bool:
-        if entry.message.log == "bilateral":
-            self._fold_loosely(entry)
-            return True
         try:
             self._fold(entry)
         except AgoraError:

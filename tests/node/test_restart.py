@@ -349,3 +349,24 @@ async def test_an_entry_that_a_full_disk_did_not_take_keeps_no_later_start(world
     assert bob.node.logbook.heads("assembly") == world.founder.node.logbook.heads("assembly")
     await bob.restart()
     assert bob.events("entry_left_out") == left_out
+
+
+async def test_income_is_kept_though_its_payers_admission_stands_behind_it_on_the_disk(world: World) -> None:
+    """Sweep, seed 603: a full disk had not taken the admission, which came again later; each start then lost the income."""
+    seller = await world.add("bob")
+    buyer = await world.add("cat")
+    buyer.engine.forget_models()
+    await world.acquaint(world.founder, seller, buyer)
+    await buyer.chat("hi")
+    await world.until(lambda: seller.balance() > 0)
+    earned = seller.balance()
+    records = await seller.backup()
+    admission = world.founder.node.logbook.assembly.admission_of(buyer.peer_id)
+    assert admission is not None
+
+    await seller.kill()
+    await seller.disk.replace(sorted(records, key=lambda record: record.key == admission.id))
+    await seller.start()
+
+    assert seller.events("entry_refused") == []
+    assert seller.balance() == earned
