@@ -14,6 +14,7 @@ from protocol import limits
 from protocol.identity import PeerId
 
 WARM_FACTOR = 3.0  # a session's cache spares most of the prefill
+BAIT_SHARE = 0.5  # of the usual price; honest prices of one model differ less
 AFAR_FACTOR = 0.5  # not connected: a dial comes before the question, and it may be gone
 NEWCOMER_SCORE = Record().score
 FULL_FACTOR = 0.2  # no slot free at its last advert: it may have one by now
@@ -64,6 +65,19 @@ def best(
     proven = k - 1 if k > 1 else int(rng.random() >= 1 / limits.SELLERS_ASKED_MAX)
     chosen = ranked[:proven]
     return (*chosen, *rng.sample(ranked[proven:], k - proven))
+
+
+def without_bait(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Return the candidates without strangers that ask less than half the usual; all of them when nobody else is left.
+
+    For a job that was let down twice: who means to fail need not care for its price, so bait is cheap, and the cheapest of
+    those asked wins. Whoever has kept its word may be as cheap as it likes.
+    """
+    usual = median(candidate.total_micro for candidate in candidates) if candidates else 0
+    serious = [
+        each for each in candidates if each.score > NEWCOMER_SCORE or each.total_micro >= BAIT_SHARE * usual
+    ]
+    return serious or candidates
 
 
 def promise(candidate: Candidate, usual_micro: float) -> float:

@@ -10,7 +10,7 @@ from random import Random
 import trio
 
 from marketplace.budget import Budget, budget_left_micro, check_budget
-from marketplace.choosing import Candidate, best
+from marketplace.choosing import Candidate, best, without_bait
 from marketplace.pricing import Prices
 from marketplace.reputation import Reputation
 from node.clock import Clock
@@ -24,6 +24,7 @@ from protocol.mesh import Mesh
 from protocol.messages import Privacy
 
 PEERS_ASKED_FOR_SELLERS = 3
+FAILURES_MAX = 2  # of one job; from then on nobody is asked who may be bait
 
 
 class Eligibility:
@@ -103,7 +104,8 @@ class Eligibility:
             if peer != self._logbook.me and assembly.is_member(peer)
         }
         unrelated = [each for each in candidates if assembly.member(each.peer).owner not in owners]
-        return best(unrelated or candidates, self._rng)
+        eligible = unrelated or candidates
+        return best(without_bait(eligible) if len(failed) >= FAILURES_MAX else eligible, self._rng)
 
     async def find_sellers(
         self,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marketplace.choosing import Candidate, best
+from marketplace.choosing import NEWCOMER_SCORE, Candidate, best, without_bait
 from protocol.identity import PeerId
 from tests.marketplace.parties import ANN, BOB, CAT
 
@@ -123,3 +123,14 @@ def test_a_connected_seller_is_asked_before_one_that_must_be_dialled() -> None:
     afar = Candidate(BOB, 100, 1, is_connected=False, is_warm=False, score=0.5)
 
     assert best([afar, near], random.Random(1), k=2) == (near.peer, afar.peer)
+
+
+def test_bait_is_left_out_and_a_proven_bargain_is_not() -> None:
+    """Five baits in a row would use up all attempts of a job: price is what they need not care for."""
+    usual = [replace(each, score=NEWCOMER_SCORE) for each in crowd(5)]
+    bait = replace(SELLER, peer=BOB, total_micro=1, score=NEWCOMER_SCORE)
+    bargain = replace(SELLER, peer=CAT, total_micro=1, score=0.9)
+
+    assert without_bait([*usual, bait, bargain]) == [*usual, bargain]
+    assert without_bait([bait]) == [bait]
+    assert without_bait([]) == []
