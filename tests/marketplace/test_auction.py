@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marketplace.auction import Absent, Answer, Auction, Declined, NoSale, Won, bid_overtime_s, bid_window_s, lot, winner
+from marketplace.auction import (
+    Absent,
+    Answer,
+    Auction,
+    Declined,
+    NoSale,
+    Won,
+    bid_overtime_s,
+    bid_window_s,
+    lot,
+    winner,
+)
 from protocol.identity import PeerId
 from tests.marketplace.parties import ANN, BOB, BUYER, CAT, bid, decline, request
 
