@@ -50,7 +50,7 @@ class Attempt:
     award: Sealed[Award] | None = None
     work: Work | None = None
     is_lease: bool = False
-    promised_tokens_per_s: float = 0.0  # by the bid; 0: nothing was promised
+    promised_tokens_per_s: float = 0.0  # by its bid, under a lease by its advert; 0: nothing was
     ids: list[int] = field(default_factory=list)  # accepted in this attempt, in order
     began_s: float = 0.0  # monotonic: the seller was given the work
     first_token_s: float | None = None

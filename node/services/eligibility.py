@@ -107,6 +107,12 @@ class Eligibility:
         eligible = unrelated or candidates
         return best(without_bait(eligible) if len(failed) >= FAILURES_MAX else eligible, self._rng)
 
+    def advertised_tokens_per_s(self, seller: PeerId, digest: bytes) -> float:
+        """How fast a seller says that it answers; 0: it does not say."""
+        offer = self._directory.offer(seller, self._clock.now())
+        models = offer.advert.message.models if offer else ()
+        return next((model.tokens_per_ks / 1000 for model in models if model.digest == digest), 0.0)
+
     async def find_sellers(
         self,
         digest: bytes,

@@ -276,6 +276,7 @@ class Purchasing:
             self._leases.retire(award.id)
             return None
         attempt.seller, attempt.award, attempt.is_lease = seller, award, True
+        attempt.promised_tokens_per_s = self._eligibility.advertised_tokens_per_s(seller, job.digest)
         attempt.work = self._work(job, attempt, award, completion_tokens)
         # Before anything is waited for: another request of the session may find the lease, or end it, meanwhile.
         total = lease.prices.total_micro(prompt_tokens, completion_tokens)
