@@ -2,8 +2,10 @@
 
 import pytest
 
-from node.simulation.sweep import sail
+from marketplace.accounts import Accounts
+from node.simulation.sweep import main, sail
 from protocol.envelope import opened
+from protocol.identity import PeerId
 
 SEEDS = 100
 GROUP = 10  # of seeds in one test; the report of a broken law names the one
@@ -31,3 +33,32 @@ def test_every_law_holds_in_and_after_a_storm(seeds: range) -> None:
 
         assert not voyage.violation, voyage.violation
         assert voyage.outcomes["finished"] > 0
+
+
+def test_a_sweep_ends_at_the_first_broken_law_and_says_how_to_see_it_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A planted bug: each payment makes a credit out of nothing."""
+    post = Accounts.post
+
+    def generous(
+        accounts: Accounts, hold_id: bytes, payer: PeerId, payee: PeerId, amount_micro: int, at_ms: int
+    ) -> None:
+        post(accounts, hold_id, payer, payee, amount_micro, at_ms)
+        accounts._balances[payee] += 1
+
+    monkeypatch.setattr(Accounts, "post", generous)
+
+    status = main(["--first", "3", "--seeds", "2", "--processes", "1"])
+
+    said = capsys.readouterr().out.splitlines()
+    assert status == 1
+    assert said[0].startswith("law credits_sum_to_zero does not hold: ")
+    assert said[-1] == "  again: python -m node.simulation.sweep --first 3 --seeds 1"
+
+
+def test_a_sweep_without_seeds_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--seeds", "0"])
+
+    assert "0 seeds in" in capsys.readouterr().err
