@@ -131,6 +131,7 @@ class EchoEngine:
                     await trio.sleep(wait_s)
                     if wait_s == PROGRESS_INTERVAL_S:
                         yield Progress(Phase.DECODE, completion, tokens_max)
+                await self.before_tokens(completion - len(request.received))
                 completion += len(ids)
                 yield Tokens(ids, text.feed(b"".join(map(token_bytes, ids))))
             is_cut = text.state is State.OPEN and completion >= tokens_max
@@ -144,6 +145,9 @@ class EchoEngine:
             )
         finally:
             self._end_turn(turn)
+
+    async def before_tokens(self, said: int) -> None:
+        """Be overridden by an engine that something befalls, once it has said so many tokens of a generation."""
 
     def _take_turn(self) -> trio.Event:
         """Return an event that is set when the slot is ours."""

@@ -1,15 +1,18 @@
 """The engine of a simulated device: `EchoEngine` at the speed that its profile has, and what befalls engines."""
 
+from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import Any, Self
+from math import ceil
+from typing import Any, Final, Self
 
 import trio
 
 from node.simulation.devices import Profile
 from protocol.limits import PROGRESS_INTERVAL_S
 from runtime.echo import EchoEngine
-from runtime.engine import EngineDied, Frame, Generation, Tokens
+from runtime.engine import EngineDied, Frame, Generation
+
+STARTED_KEPT: Final = 64  # of the newest generations, for tests
 
 
 class SimulatedEngine(EchoEngine):
@@ -20,17 +23,17 @@ class SimulatedEngine(EchoEngine):
         self.stall_after: int | None = None
         self.die_after: int | None = None
         self.is_stopped = False
-        self.started: list[Generation] = []
+        self.started: deque[Generation] = deque(maxlen=STARTED_KEPT)
 
     @classmethod
     def of(cls, profile: Profile, *, is_seller: bool) -> Self:
-        """Make the engine of a device. It says as many tokens at a time as half a second brings."""
+        """Make the engine of a device. It says as many tokens at a time as come between two frames of progress."""
         engine = cls(
             seconds_per_token=1 / profile.tokens_per_s,
             prompt_seconds_per_token=1 / profile.prompt_tokens_per_s,
             slots=profile.slots,
             repetitions=None,
-            tokens_per_frame=max(1, int(profile.tokens_per_s * PROGRESS_INTERVAL_S)),
+            tokens_per_frame=max(1, ceil(profile.tokens_per_s * PROGRESS_INTERVAL_S) - 1),
         )
         if not is_seller:
             engine.forget_models()
@@ -40,16 +43,14 @@ class SimulatedEngine(EchoEngine):
         """Hold no model: this device only buys."""
         self._cards = {}
 
-    async def generate(self, request: Generation) -> AsyncGenerator[Frame, None]:
+    def generate(self, request: Generation) -> AsyncGenerator[Frame, None]:
         """See `EchoEngine.generate`."""
         self.started.append(request)
-        sent = 0
-        async with aclosing(super().generate(request)) as frames:
-            async for frame in frames:
-                if isinstance(frame, Tokens):
-                    if sent == self.stall_after or self.is_stopped:
-                        await trio.sleep_forever()
-                    if sent == self.die_after:
-                        raise EngineDied("the child process died")
-                    sent += len(frame.ids)
-                yield frame
+        return super().generate(request)
+
+    async def before_tokens(self, said: int) -> None:
+        """See `EchoEngine.before_tokens`."""
+        if said == self.stall_after or self.is_stopped:
+            await trio.sleep_forever()
+        if said == self.die_after:
+            raise EngineDied("the child process died")

@@ -44,7 +44,7 @@ async def test_a_chat_is_bought_from_the_cheapest_seller_and_paid_as_bid(world: 
         8,
         24,
     )
-    assert dear.engine.started == []
+    assert list(dear.engine.started) == []
     paid = {founder.peer_id: -800, cheap.peer_id: 800}
     assert founder.accounts() == cheap.accounts() == paid
 
@@ -143,7 +143,7 @@ async def test_the_own_engine_is_used_first_and_costs_nothing(world: World) -> N
     job = await own.ended_job()
     assert (job.state, job.attempts[0].asked) == ("settled", [])
     assert own.accounts() == {}
-    assert other.engine.started == []
+    assert list(other.engine.started) == []
 
 
 async def test_an_own_engine_without_a_free_slot_goes_to_market(world: World) -> None:

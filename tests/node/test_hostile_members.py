@@ -93,7 +93,7 @@ async def test_an_award_that_is_not_what_was_bid_is_refused(world: World, lie: d
         await stream.receive()
 
     assert picture(seller) == before
-    assert seller.engine.started == []
+    assert list(seller.engine.started) == []
     assert [each["peer_id"] for each in seller.events("offence_counted")] == [eve.peer_id]
 
 
@@ -110,7 +110,7 @@ async def test_an_award_that_holds_more_than_the_buyer_has_is_declined(world: Wo
     assert isinstance(answer, Decline)
     assert (answer.reason, answer.detail) == ("credit", "10000001 wanted, 10000000 spendable")
     assert seller.node.logbook.ledger.held_micro(eve.peer_id) == 0
-    assert seller.engine.started == []
+    assert list(seller.engine.started) == []
 
 
 async def test_awards_that_hold_the_same_credit_twice_are_not_both_taken(world: World) -> None:
