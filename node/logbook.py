@@ -20,13 +20,14 @@ import trio
 from marketplace.assembly.assembly import Assembly, open_entry
 from marketplace.ledger import Ledger
 from marketplace.refusal import Contradiction, Refused
+from node.clock import Clock
 from node.journal import Journal
-from node.store import Record, Store
+from node.store import Record, Store, StoreClosed, StoreFailed
 from node.wire import Wire
 from protocol.envelope import Sealed, narrow
 from protocol.errors import AgoraError, BrokenLog, Equivocation, RemoteProtocolError
 from protocol.identity import PeerId
-from protocol.limits import LIVE_WINDOW_S
+from protocol.limits import ADVERT_TTL_S, LIVE_WINDOW_S
 from protocol.log import AuthorLog
 from protocol.messages import NO_HASH, Advert, Countersignature, Entry, Head, LogName, Message
 
@@ -36,10 +37,11 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
 E = TypeVar("E", bound=Entry)
 ENTRY = "entry"  # the store's record kind: a sealed entry of some log, by its id
 MESH = "mesh"  # which mesh this home belongs to (`id`), and whether it has left it (`left`)
-# What bears our name and a later time than our start may still be our own, from before it, by a clock that has been set
-# back since. Others have heard it, so that clock was a live window ahead at most; and they hear us now, so ours is at most
-# one behind.
-CLOCK_SET_BACK_MS_MAX = int(2 * LIVE_WINDOW_S * 1000)
+LIFE = "life"  # the boot id of a run of this daemon
+LIVES_MAX = 1_024  # runs remembered: a restart a day for three years
+# An earlier life that the store has forgotten (it was restored) still echoes: its last advert may be on its way for as long
+# as an advert holds, and clocks differ by a live window in either direction. Counted in seconds that no clock sets back.
+ECHO_S = ADVERT_TTL_S + 2 * LIVE_WINDOW_S
 WRITES_WAITING_MAX = 256
 ACCUSATIONS_WAITING_MAX = 64
 
@@ -83,7 +85,7 @@ class Logbook:
         assembly: Assembly,
         ledger: Ledger,
         *,
-        started_ms: int,
+        clock: Clock,
         journal: Journal,
     ) -> None:
         self._journal = journal
@@ -97,7 +99,9 @@ class Logbook:
         self._furthest: dict[tuple[PeerId, LogName], Head] = {}
         self._send, self._receive = trio.open_memory_channel[_Write](WRITES_WAITING_MAX)
         self._confirmed = trio.Event()
-        self._started_ms = started_ms
+        self._clock = clock
+        self._started_s = clock.now()
+        self._lives: list[bytes] = []  # boot ids of earlier runs, the oldest first
         self._has_written = False
         self.halted = ""
 
@@ -130,8 +134,14 @@ class Logbook:
         return bool(entries) and entries[0].id == head.entry
 
     def meet_own_key(self, sealed: Sealed[Message]) -> None:
-        """Somebody signs as us. If that is another daemon, running now, both must stop writing durable entries."""
-        if sealed.boot != self._wire.boot and sealed.time_ms > self._started_ms + CLOCK_SET_BACK_MS_MAX:
+        """Somebody signs as us. If that is another daemon, running now, durable entries must no more be written.
+
+        What an earlier life of ours has signed proves nothing, whatever its time says: clocks are set back and forth
+        between two lives, and a hostile member may keep it until its time has come. Of two that run a copied home each
+        hears the other; the one that was copied while it ran is an earlier life to the copy, but not the copy to it.
+        """
+        is_earlier_life = sealed.boot == self._wire.boot or _life(sealed.boot) in self._lives
+        if not is_earlier_life and self._clock.now() > self._started_s + ECHO_S:
             self.halted = (
                 "this device's key is running on another machine or home directory at the same time; "
                 "stop one of the two"
@@ -145,6 +155,7 @@ class Logbook:
         Raises:
             RemoteProtocolError: the store holds an entry that does not verify: it was tampered with.
         """
+        self._lives = [record.key for record in records if record.kind == LIFE]
         entries = [
             open_entry(record.body, self._wire.mesh_id)
             for record in records
@@ -266,6 +277,7 @@ class Logbook:
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Write own entries in groups, in the order they were asked for."""
         group: list[_Write] = []
+        await self._remember_life()
         task_status.started()
         try:
             while True:
@@ -280,6 +292,14 @@ class Logbook:
             # Those of a batch that a bug of ours has broken off, too: nobody waits for ever.
             for write in group:
                 write.fail(NotConfirmed("this node is stopping and writes nothing more"))
+
+    async def _remember_life(self) -> None:
+        """Note this run before anything that it signs goes out, so that the next ones know its echo."""
+        forgotten = self._lives[: max(0, len(self._lives) + 1 - LIVES_MAX)]
+        with suppress(StoreFailed, StoreClosed):  # a full disk: then it is as after a restore
+            await self._store.append(
+                [*(Record(LIFE, life, None) for life in forgotten), Record(LIFE, _life(self._wire.boot), b"")]
+            )
 
     def _waiting(self) -> list[_Write]:
         waiting: list[_Write] = []
@@ -428,6 +448,10 @@ class Logbook:
             if _place(entry) not in self._loose:
                 self._loose[_place(entry)] = entry
                 self._post(entry)
+
+
+def _life(boot: int) -> bytes:
+    return boot.to_bytes(8)
 
 
 def _place(entry: Sealed[Entry]) -> tuple[PeerId, int]:

@@ -123,7 +123,7 @@ class Node:
             ports.store,
             assembly,
             Ledger(mesh_id, assembly.was_admitted),
-            started_ms=clock.utc_ms(),
+            clock=clock,
             journal=journal,
         )
         self.logbook.load(records)

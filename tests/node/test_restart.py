@@ -3,10 +3,10 @@
 import pytest
 
 from node.chat import ChatError, UnknownModelName, Unsold
-from node.logbook import NotConfirmed
+from node.logbook import ECHO_S, NotConfirmed
 from node.store import Record
 from protocol.envelope import Sealed, open_sealed
-from protocol.limits import LIVE_WINDOW_S
+from protocol.limits import ADVERT_INTERVAL_IDLE_S
 from protocol.messages import Accept, Decline, Entry
 from tests.node.world import Daemon, Holder, World, echo_text, person
 
@@ -289,9 +289,7 @@ async def test_a_key_that_runs_twice_stops_writing_and_says_so(world: World) -> 
     bob = await world.add("bob")
     await world.acquaint(world.founder, bob)
     twin = world.twin_of(bob)
-    await world.run(
-        2 * LIVE_WINDOW_S
-    )  # before that it could be an earlier life's, by a clock that was set back since
+    await world.run(ECHO_S)  # before that it could be an earlier life's, still on its way
     twin.offer()
 
     bob.node.advertiser.hear(twin.advert, world.founder.peer_id)
@@ -327,6 +325,66 @@ async def test_an_old_advert_of_ones_own_is_no_double(world: World) -> None:
     await world.run(100)
 
     assert bob.node.status().warnings == []
+
+
+async def test_a_clock_that_was_behind_at_the_start_makes_no_double_of_an_earlier_life(world: World) -> None:
+    """A board without a battery for its clock: it starts ten minutes in the past, and is then told the time.
+
+    What it signed in its earlier life seems newer than its start, and members still hand it on.
+    """
+    bob, cat = await world.add("bob"), await world.add("cat")
+    await world.acquaint(world.founder, bob, cat)
+    await world.run(ADVERT_INTERVAL_IDLE_S)
+    echo = bob.node.advertiser.own().raw
+    await bob.kill()
+    world.jump(bob, seconds=-600)
+    await bob.start()
+    world.jump(bob, seconds=600)
+
+    await world.acquaint(world.founder, bob, cat)
+    bob.node.advertiser.hear(echo, cat.peer_id)
+    await world.run(ECHO_S)
+
+    assert bob.node.status().warnings == []
+    assert bob.node.logbook.halted == ""
+
+
+async def test_a_restored_backup_takes_no_echo_of_the_lives_that_it_does_not_know_for_a_double(
+    world: World,
+) -> None:
+    """Its store knows nothing of the life that others have just heard; what they say of it is old all the same."""
+    bob, cat = await world.add("bob"), await world.add("cat")
+    backup = await bob.backup()
+    await bob.restart()
+    await world.acquaint(world.founder, bob, cat)
+    echo = bob.node.advertiser.own().raw
+    await bob.kill()
+    await bob.disk.replace(backup)
+    world.jump(bob, seconds=-600)
+    await bob.start()
+    world.jump(bob, seconds=600)
+
+    await world.acquaint(world.founder, bob, cat)
+    bob.node.advertiser.hear(echo, cat.peer_id)
+    await world.run(ECHO_S)
+
+    assert bob.node.logbook.halted == ""
+
+
+async def test_an_advert_of_an_earlier_life_that_a_hostile_member_kept_stops_nobody(world: World) -> None:
+    """Its clock was an hour ahead then; an hour later the advert is of now, for whoever has kept it."""
+    bob, eve = await world.add("bob"), await world.puppet("eve")
+    world.jump(bob, seconds=3_600)
+    bob.node.advertiser.refresh()
+    kept = bob.node.advertiser.own().raw
+    world.jump(bob, seconds=-3_600)
+    for _ in range(3):
+        await bob.restart()
+    await world.run(3_600)
+
+    bob.node.advertiser.hear(kept, eve.peer_id)
+
+    assert bob.node.logbook.halted == ""
 
 
 async def test_an_entry_that_a_full_disk_did_not_take_keeps_no_later_start(world: World) -> None:
