@@ -45,7 +45,7 @@ class MemoryStream:
         self._protocol.check_length(frame)
         if self._has_ended:
             raise LocalProtocolError(f"frame on {self._protocol.name} after its end was said")
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()  # others get their turn when it travels
         while self.twin.pending_bytes > WINDOW_BYTES and not self._is_broken:
             self._writable = trio.Event()
             await self._writable.wait()
@@ -56,7 +56,7 @@ class MemoryStream:
 
     async def receive(self) -> bytes:
         """See `protocol.mesh.Stream`."""
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()  # others get their turn when it travels
         while not self._inbox:
             if self._peer_ended:
                 raise StreamEnded(f"{self._peer_id} has said its last frame")
@@ -77,7 +77,7 @@ class MemoryStream:
 
     async def end(self) -> None:
         """See `protocol.mesh.Stream`."""
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()  # others get their turn when it travels
         if not self._has_ended and not self._is_broken:
             self._has_ended = True
             self._deliver(lambda: self.twin.arrive(None), 0)
