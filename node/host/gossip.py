@@ -10,11 +10,12 @@ from functools import partial
 import trio
 from libp2p.crypto.keys import KeyPair
 from libp2p.peer.id import ID
-from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, PROTOCOL_ID_V12, GossipSub
+from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, PROTOCOL_ID_V12
 from libp2p.tools.anyio_service import background_trio_service
 
 from node.guard import Guard
 from node.host.gossip_gate import ContentCache, GuardedPubsub, Subscription
+from node.host.gossip_heart import Router
 from node.host.gossip_score import score_params
 from node.host.gossip_view import ConnectionsOf, GossipStream, HostView, OpenGossip
 from node.host.mux_stream import MuxStream
@@ -43,7 +44,7 @@ class Gossip:
         self._subscriptions = subscriptions
         self._pace = Pace(per_s, BURST)
         view = HostView(keys, open_gossip, connections_of)
-        self.router = GossipSub(
+        self.router = Router(
             protocols=list(PROTOCOLS),
             degree=6,
             degree_low=4,

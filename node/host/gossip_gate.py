@@ -15,7 +15,6 @@ from typing import Any
 
 import trio
 from libp2p.peer.id import ID
-from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.mcache import CacheEntry, MessageCache
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
@@ -23,6 +22,7 @@ from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.pubsub.validators import signature_validator
 
 from node.guard import Guard
+from node.host.gossip_heart import Router
 from node.host.gossip_view import GossipStream, HostView
 from node.host.negotiation import read_uvarint
 from node.pace import Pace
@@ -68,7 +68,7 @@ class GuardedPubsub(Pubsub):
     """Pubsub whose way in is our own: one frame at a time, each checked, nothing spawned for a stranger."""
 
     def __init__(
-        self, view: HostView, router: GossipSub, guard: Guard, subscriptions: dict[str, Subscription]
+        self, view: HostView, router: Router, guard: Guard, subscriptions: dict[str, Subscription]
     ) -> None:
         super().__init__(
             view,  # type: ignore[arg-type]  # the part of IHost that pubsub uses
@@ -87,6 +87,7 @@ class GuardedPubsub(Pubsub):
             name: trio.open_memory_channel[tuple[bytes, PeerId]](INBOX_MESSAGES) for name in subscriptions
         }
         self._guard = guard
+        self._heart = router
         self._subscriptions = subscriptions
         self._rates: dict[PeerId, Pace] = {}
         self.peer_queues = Outboxes()
@@ -168,6 +169,7 @@ class GuardedPubsub(Pubsub):
         ):
             self._guard.charge(peer_id, TooManyMessages.offence, "gossip")
             return
+        self._heart.stir()  # whatever it says may make a mesh too small or too full
         for message in rpc.publish:
             try:
                 await self.push_msg(peer, message)
