@@ -27,6 +27,7 @@ from node.host.settings import HostSettings
 from node.host.streams import FrameStream
 from node.host.swarm import Swarm
 from node.host.upgrade import libp2p_key_pair
+from node.host.yamux import Connection
 from node.peer_events import PeerEvents
 from node.supervisor import supervise
 from protocol.errors import (
@@ -147,8 +148,14 @@ class Host:
 
     async def open_stream(self, peer_id: PeerId, protocol: StreamProtocol) -> FrameStream:
         """See `protocol.mesh.Mesh`."""
-        raw = await self._open_raw(peer_id, protocol.name)
-        connection = raw.connection
+        connection = await self._reach(peer_id)
+        proposal = b""
+        if protocol.name in connection.agreed:
+            # It goes out with the first frame: waiting for the answer would cost a round trip, each time.
+            proposal = negotiation.opening(protocol.name)
+            raw = _begin(connection, protocol.name)
+        else:
+            raw = await self._agree(connection, protocol.name)
 
         def over() -> None:
             connection.busy -= 1
@@ -156,7 +163,7 @@ class Host:
         if not raw.is_broken:
             connection.busy += 1
             raw.on_over = over  # not the caller's end: who only tells something never hears the peer's
-        return FrameStream(raw, protocol)
+        return FrameStream(raw, protocol, proposal=proposal)
 
     def post(self, peer_id: PeerId, protocol: StreamProtocol, frame: bytes) -> None:
         """See `protocol.mesh.Mesh`."""
@@ -301,7 +308,8 @@ class Host:
         async def negotiate() -> None:
             nonlocal name
             with trio.move_on_after(self._settings.negotiation_timeout_s):
-                name = await negotiation.accept(stream.receive_exactly, stream.send_all, self._protocols)
+                name = await negotiation.accept(stream.receive_exactly, stream.send_held, self._protocols)
+                stream.release()
 
         try:
             if await self._guard.run(stream.peer_id, "negotiation", negotiate) and name:
@@ -341,21 +349,24 @@ class Host:
 
     async def _open_raw(self, peer_id: PeerId, name: str) -> MuxStream:
         """Open a stream to a peer and agree on its protocol; raises `Unreachable`."""
+        return await self._agree(await self._reach(peer_id), name)
+
+    async def _reach(self, peer_id: PeerId) -> Connection:
         await self._wait_up()
-        connection = await self._swarm.connect(peer_id)
-        stream = None
+        return await self._swarm.connect(peer_id)
+
+    async def _agree(self, connection: Connection, name: str) -> MuxStream:
+        stream = _begin(connection, name)
         try:
             with trio.fail_after(self._settings.negotiation_timeout_s):
-                stream = connection.open_stream()
                 await negotiation.propose(stream.receive_exactly, stream.send_all, name)
         except (StreamBroken, RemoteProtocolError, trio.TooSlowError) as error:
-            if stream is not None:
-                stream.reset()
-            raise Unreachable(f"{peer_id} did not open {name}: {type(error).__name__}") from error
+            stream.reset()
+            raise Unreachable(f"{stream.peer_id} did not open {name}: {type(error).__name__}") from error
         except BaseException:
-            if stream is not None:
-                stream.reset()
+            stream.reset()
             raise
+        connection.agreed.add(name)
         return stream
 
     async def _take_circuit(self, stream: MuxStream) -> None:
@@ -386,3 +397,10 @@ class Host:
     def _refuse_while_running(self) -> None:
         if self._is_running:
             raise LocalProtocolError("the host runs already; serve, subscribe and watch come before")
+
+
+def _begin(connection: Connection, name: str) -> MuxStream:
+    try:
+        return connection.open_stream()
+    except StreamBroken as error:
+        raise Unreachable(f"{connection.peer_id} did not open {name}: {type(error).__name__}") from error

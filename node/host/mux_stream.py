@@ -62,6 +62,7 @@ class MuxStream:
         self._consumed = 0  # bytes read but not yet granted again
         self._ending = False
         self._end_sent = False
+        self._is_holding = False  # the last bytes staged wait for others to go out with
         self._unwanted_bytes = 0
         self._is_counted = True  # whether `incoming` counts as unread bytes of the connection
         self._readable = trio.Event()
@@ -76,6 +77,7 @@ class MuxStream:
         """Return at least one byte, or `b""` when the peer has ended its side. Cancelling loses nothing."""
         await trio.lowlevel.checkpoint()
         while not self.incoming:
+            self.release()
             if self.ended_by_peer:
                 return b""
             if self.is_broken:
@@ -99,14 +101,35 @@ class MuxStream:
 
     async def send_all(self, data: bytes) -> None:
         """Stage all of `data` at once, after waiting for room. Cancelled while waiting, none of it goes out."""
+        await self.wait_for_room(len(data))
+        self.stage(data)
+
+    async def wait_for_room(self, count: int) -> None:
+        """Wait until so many more bytes may be staged, or the stream is broken."""
         await trio.lowlevel.checkpoint()
-        while self.staged and len(self.staged) + len(data) > STAGED_BYTES and not self.is_broken:
+        while self.staged and len(self.staged) + count > STAGED_BYTES and not self.is_broken:
             self._writable = _unset(self._writable)
             await self._writable.wait()
+
+    def stage(self, data: bytes, *, hold: bool = False) -> None:
+        """Stage all of `data`; held back, it goes out with the next bytes, or when we wait for the peer's."""
         if self.is_broken or self._ending:
             raise StreamBroken(f"stream of {self.peer_id} takes no more bytes")
         self.staged += data
-        self.connection.schedule(self)
+        self._is_holding = hold
+        if not hold:
+            self.connection.schedule(self)
+
+    async def send_held(self, data: bytes) -> None:
+        """Stage all of `data`, held back: an answer of several parts becomes one write."""
+        await self.wait_for_room(len(data))
+        self.stage(data, hold=True)
+
+    def release(self) -> None:
+        """Hold nothing back any more."""
+        if self._is_holding:
+            self._is_holding = False
+            self.connection.schedule(self)
 
     async def flush(self) -> None:
         """Wait until everything staged has been given to the socket."""

@@ -24,7 +24,7 @@ async def propose(read: ReadExactly, write: Write, name: str) -> None:
         Unreachable: the other side does not speak it.
         MalformedMessage: the answer is not multistream-select.
     """
-    await write(_line(HEADER) + _line(name))
+    await write(opening(name))
     if await _read_line(read) != HEADER.encode():
         raise MalformedMessage("answer is not multistream-select 1.0")
     answer = await _read_line(read)
@@ -32,18 +32,30 @@ async def propose(read: ReadExactly, write: Write, name: str) -> None:
         raise Unreachable(f"peer does not speak {name}")
 
 
+def opening(name: str) -> bytes:
+    """Return what a proposal looks like on the wire; whoever speaks the protocol answers with the same bytes."""
+    return _line(HEADER) + _line(name)
+
+
 async def accept(read: ReadExactly, write: Write, names: Collection[str]) -> str:
     """Answer proposals until one is known; return its name.
 
     Raises:
         MalformedMessage: not multistream-select, or nothing but unknown protocols.
+        Unreachable: the other side went on as if its proposal had been taken, as those may who send it together with
+            what is meant for the protocol.
     """
     await write(_line(HEADER))
     if await _read_line(read) != HEADER.encode():
         raise MalformedMessage("opening is not multistream-select 1.0")
     known = {name.encode(): name for name in names}
-    for _ in range(PROPOSALS_MAX):
-        proposal = await _read_line(read)
+    for refused in range(PROPOSALS_MAX):
+        try:
+            proposal = await _read_line(read)
+        except MalformedMessage as error:
+            if refused:
+                raise Unreachable("peer spoke a protocol that was refused") from error
+            raise
         if proposal in known:
             await write(_line(known[proposal]))
             return known[proposal]

@@ -19,10 +19,16 @@ _END = _LENGTH.pack(0xFFFFFFFF)
 class FrameStream:
     """The `Stream` of the mesh port, over one multiplexed stream."""
 
-    def __init__(self, raw: MuxStream, protocol: StreamProtocol) -> None:
-        """Wrap a negotiated stream."""
+    def __init__(self, raw: MuxStream, protocol: StreamProtocol, *, proposal: bytes = b"") -> None:
+        """Wrap a stream: a negotiated one, or a fresh one to a peer that has agreed to the same `proposal` before.
+
+        The proposal then goes out together with the first frame, and is to come back in front of the peer's first.
+        A peer that has changed its mind breaks the stream.
+        """
         self._raw = raw
         self._protocol = protocol
+        self._unsaid = proposal
+        self._awaited = proposal
         self._buffer = bytearray()
         self._has_ended = False
         self._peer_ended = False
@@ -37,11 +43,15 @@ class FrameStream:
         self._protocol.check_length(frame)
         if self._has_ended:
             raise LocalProtocolError(f"frame on {self._protocol.name} after its end was said")
-        await self._raw.send_all(_LENGTH.pack(len(frame)) + frame)
+        await self._say(_LENGTH.pack(len(frame)) + frame)
 
     async def receive(self) -> bytes:
         """See `protocol.mesh.Stream.receive`."""
         try:
+            if self._unsaid:
+                self._raw.stage(self._take_unsaid())
+            while self._awaits_agreement():
+                await self._read_more()
             while True:
                 frame = self._next_frame()
                 if frame is not None:
@@ -57,7 +67,7 @@ class FrameStream:
             return
         if not self._has_ended:
             try:
-                await self._raw.send_all(_END)
+                await self._say(_END)
             except StreamBroken:
                 return
             self._has_ended = True
@@ -72,6 +82,25 @@ class FrameStream:
     def discard(self) -> None:
         """The handler has returned: nobody will read what still comes."""
         self._raw.discard()
+
+    async def _say(self, data: bytes) -> None:
+        await self._raw.wait_for_room(len(data))
+        self._raw.stage(self._take_unsaid() + data)
+
+    def _take_unsaid(self) -> bytes:
+        proposal, self._unsaid = self._unsaid, b""
+        return proposal
+
+    def _awaits_agreement(self) -> bool:
+        """Whether the peer's answer to our proposal is still missing; any other answer is none."""
+        answer = bytes(self._buffer[: len(self._awaited)])
+        if not self._awaited.startswith(answer):
+            raise StreamBroken(f"{self.peer_id} does not agree to {self._protocol.name} any more")
+        if len(answer) < len(self._awaited):
+            return True
+        del self._buffer[: len(answer)]
+        self._awaited = b""
+        return False
 
     async def _read_more(self) -> None:
         some = await self._raw.receive_some()

@@ -58,6 +58,7 @@ class Connection:
         heard_at: trio time of the last byte from the peer.
         round_trip_s: the last heartbeat's round trip; None before the first.
         busy: how many application streams are open; heartbeats are quick while there are any.
+        agreed: the protocols that we have opened streams of; the next stream of one need not wait for the peer's word.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Connection:
         self.heard_at = trio.current_time()
         self.used_at = self.heard_at
         self.round_trip_s: float | None = None
+        self.agreed: set[str] = set()
         self.unread_bytes = 0
         self._busy = 0
         self._secured = secured
@@ -116,12 +118,12 @@ class Connection:
             self._became_busy.set()
 
     def open_stream(self) -> MuxStream:
-        """Begin a new stream; raises `StreamBroken` on a dead connection."""
+        """Begin a new stream, which the peer learns with its first bytes; raises `StreamBroken` on a dead connection."""
         if self.is_closed:
             raise StreamBroken(f"connection to {self.peer_id} is closed")
         stream = MuxStream(self, self._next_id)
         self._streams[self._next_id] = stream
-        self.control(wire.WINDOW, wire.SYN, self._next_id, 0)
+        self.control(wire.WINDOW, wire.SYN, self._next_id, 0, wake=False)
         self._next_id += 2
         return stream
 
@@ -135,8 +137,8 @@ class Connection:
         """Serve the connection until it dies, for whatever reason; never raises.
 
         Args:
-            idle_s: heartbeat interval while no application stream is open; there is no other wake-up.
-            busy_s: heartbeat interval while there is one.
+            idle_s: between heartbeats while no application stream is open, at most; there is no other wake-up.
+            busy_s: the same while there is one.
             silence_s: without a byte for this long after a heartbeat, the peer is gone.
         """
         try:
@@ -161,14 +163,15 @@ class Connection:
 
     # What the streams call.
 
-    def control(self, kind: int, flags: int, stream_id: int, length: int) -> None:
-        """Queue a frame without payload; it overtakes data."""
+    def control(self, kind: int, flags: int, stream_id: int, length: int, *, wake: bool = True) -> None:
+        """Queue a frame without payload; it overtakes data. Without `wake` it goes out with whatever comes next."""
         if len(self._control) >= CONTROL_FRAMES:
             self.violation = "does not read"
             self.close("peer asks without reading the answers")
             return
         self._control.append(wire.frame(kind, flags, stream_id, length))
-        self._wake()
+        if wake:
+            self._wake()
 
     def schedule(self, stream: MuxStream) -> None:
         """A stream may have something to say."""
@@ -320,7 +323,7 @@ class Connection:
                 return
             over.reset()  # answered long ago; the peer just never ended its side
         stream = self._streams[stream_id] = MuxStream(self, stream_id)
-        self.control(wire.WINDOW, wire.ACK, stream_id, 0)
+        self.control(wire.WINDOW, wire.ACK, stream_id, 0, wake=False)  # `accept` has something to say at once
         self._accept(stream)
 
     async def _heartbeat(self, idle_s: float, busy_s: float, silence_s: float) -> None:
@@ -335,12 +338,25 @@ class Connection:
             if not self._pong.is_set() and self.heard_at <= sent_at:
                 self.close(f"silent for {silence_s} s")
                 return
-            if self._busy:
-                await trio.sleep(busy_s)
-            else:
-                self._became_busy = trio.Event()
-                with trio.move_on_after(idle_s):
-                    await self._became_busy.wait()
+            await self._rest(idle_s, busy_s)
+
+    async def _rest(self, idle_s: float, busy_s: float) -> None:
+        """Wait for the next heartbeat; those of all connections share their ticks, and so their wake-ups.
+
+        A connection that has become busy waits for its next quick tick: a ping at once would only be in the way of what
+        made it busy.
+        """
+        if not self._busy:
+            self._became_busy = trio.Event()
+            with trio.move_on_at(_next_tick(idle_s)):
+                await self._became_busy.wait()
+            if not self._became_busy.is_set():
+                return
+        await trio.sleep_until(_next_tick(busy_s))
+
+
+def _next_tick(interval_s: float) -> float:
+    return (trio.current_time() // interval_s + 1) * interval_s
 
 
 async def _close_quietly(secured: Secured) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -156,11 +157,10 @@ async def test_data_that_crosses_our_reset_is_nobodys_fault(bench: Bench) -> Non
 async def test_a_token_does_not_wait_behind_a_blob(bench: Bench) -> None:
     """Streams take turns of 16 KiB: one batch that is on its way, and one turn, go out before the token."""
     blob, token = bench.connection.open_stream(), bench.connection.open_stream()
-    await bench.frames(3)
     await blob.send_all(bytes(200 * KIB))
     await token.send_all(b"token")
 
-    order = [stream_id for kind, _, stream_id, _ in await bench.frames(8) if kind == wire.DATA]
+    order = [stream_id for kind, _, stream_id, _ in await bench.frames(11) if kind == wire.DATA]
 
     assert token.stream_id in order[:6]
 
@@ -168,7 +168,12 @@ async def test_a_token_does_not_wait_behind_a_blob(bench: Bench) -> None:
 async def test_the_window_is_given_back_in_halves(bench: Bench) -> None:
     await bench.write(syn(1))
     stream = bench.accepted[0]
-    await bench.frames(2)
+    await stream.send_all(b"answer")
+    assert await bench.frames(3) == [
+        (wire.PING, wire.SYN, 0, 1),
+        (wire.WINDOW, wire.ACK, 1, 0),
+        (wire.DATA, 0, 1, len(b"answer")),
+    ]
 
     await bench.write(data(1, bytes(127 * KIB)))
     await stream.receive_some()
@@ -264,8 +269,79 @@ async def test_an_idle_connection_has_a_heartbeat_every_15_s_and_a_busy_one_ever
         pings.clear()
         began = trio.current_time()
         await trio.sleep(5.5)
-        assert len(pings) == 6
+        assert [round(at - began) for at in pings] == [1, 2, 3, 4, 5]
         nursery.cancel_scope.cancel()
+
+
+async def test_the_heartbeats_of_all_connections_share_their_ticks(bench: Bench) -> None:
+    """A node with twenty idle members wakes for all of them at once, not twenty times."""
+    pings: list[float] = []
+    await bench.frames(1)
+    await bench.write(wire.frame(wire.PING, wire.ACK, 0, 1))
+    await trio.sleep(7)
+    ours, theirs = memory_stream_pair()
+    later = Connection(
+        Channel(ours),
+        Identity.generate().peer_id,
+        we_dialled=False,
+        remote_ip="",
+        is_relayed=False,
+        accept=lambda _: None,
+    )
+
+    async def run() -> None:
+        await later.run(idle_s=15, busy_s=1, silence_s=5)
+
+    async def note_pings(channel: Channel) -> None:
+        header = b""
+        while True:
+            header += await channel.read(wire.HEADER.size - len(header))
+            if len(header) == wire.HEADER.size:
+                pings.append(trio.current_time())
+                _, _, _, _, value = wire.HEADER.unpack(header)
+                await channel.write(wire.frame(wire.PING, wire.ACK, 0, value))
+                header = b""
+
+    async with trio.open_nursery() as nursery:
+        for work in (run, partial(note_pings, bench.raw), partial(note_pings, Channel(theirs))):
+            nursery.start_soon(work)
+        await trio.sleep(30)
+        nursery.cancel_scope.cancel()
+
+    assert pings == [7, 15, 15, 30, 30]
+
+
+async def test_a_new_stream_and_what_it_says_first_are_one_write(bench: Bench) -> None:
+    """Each write costs both sides a wake-up."""
+    await bench.frames(1)
+    stream = bench.connection.open_stream()
+    await trio.testing.wait_all_tasks_blocked()
+    await stream.send_all(b"first")
+
+    assert await bench.raw.read() == wire.frame(wire.WINDOW, wire.SYN, 2, 0) + data(2, b"first")
+
+
+async def test_an_answer_that_is_held_back_goes_out_whole(bench: Bench) -> None:
+    await bench.frames(1)
+    await bench.write(syn(1, b"question"))
+    stream = bench.accepted[0]
+    await stream.send_held(b"answer ")
+    await trio.testing.wait_all_tasks_blocked()
+    await stream.send_held(b"and more")
+    stream.release()
+
+    assert await bench.raw.read() == wire.frame(wire.WINDOW, wire.ACK, 1, 0) + data(1, b"answer and more")
+
+
+async def test_nothing_is_held_back_while_we_wait_for_the_peer(bench: Bench, nursery: trio.Nursery) -> None:
+    """A stock peer sends its proposal only after it has read our header."""
+    await bench.frames(1)
+    await bench.write(syn(1))
+    stream = bench.accepted[0]
+    await stream.send_held(b"header")
+    nursery.start_soon(stream.receive_some)
+
+    assert await bench.raw.read() == wire.frame(wire.WINDOW, wire.ACK, 1, 0) + data(1, b"header")
 
 
 async def bench_frames_of_any_age(bench: Bench) -> list[tuple[int, int, int, int]]:
