@@ -10,6 +10,7 @@ start nothing of our own is written until a member has told us our newest entry,
 member.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from node.wire import Wire
 from protocol.envelope import Sealed, narrow
 from protocol.errors import AgoraError, BrokenLog, Equivocation, RemoteProtocolError
 from protocol.identity import PeerId
-from protocol.limits import ADVERT_TTL_S, LIVE_WINDOW_S
+from protocol.limits import ADVERT_TTL_S, BILATERAL_LOG_BYTES_MAX, LIVE_WINDOW_S
 from protocol.log import AuthorLog
 from protocol.messages import NO_HASH, Advert, Countersignature, Entry, Head, LogName, Message
 
@@ -87,6 +88,7 @@ class Logbook:
         *,
         clock: Clock,
         journal: Journal,
+        author_bytes_max: int = BILATERAL_LOG_BYTES_MAX,
     ) -> None:
         self._journal = journal
         self._accuse, self.accusations = trio.open_memory_channel[Accusation](ACCUSATIONS_WAITING_MAX)
@@ -95,6 +97,8 @@ class Logbook:
         self._wire = wire
         self._store = store
         self._bilateral: dict[PeerId, AuthorLog] = {}
+        self.author_bytes_max = author_bytes_max
+        self._kept_bytes: Counter[PeerId] = Counter()  # of bilateral entries, by author
         self._loose: dict[tuple[PeerId, int], Sealed[Entry]] = {}
         self._furthest: dict[tuple[PeerId, LogName], Head] = {}
         self._send, self._receive = trio.open_memory_channel[_Write](WRITES_WAITING_MAX)
@@ -119,6 +123,20 @@ class Logbook:
     def has_written(self) -> bool:
         """Whether our own logs have grown since the start: what an earlier life wrote there too would contradict it."""
         return self._has_written
+
+    def kept_bytes(self, author: PeerId) -> int:
+        """How much of an author's bilateral log is kept here."""
+        return self._kept_bytes[author]
+
+    def why_full(self, author: PeerId) -> str:
+        """Why no more of another's bilateral log is taken in; empty: there is room.
+
+        What binds us in work under way (its award, the countersignature that we are owed) is kept all the same.
+        """
+        size = self._kept_bytes[author]
+        if author == self.me or size < self.author_bytes_max:
+            return ""
+        return f"{size} bytes are kept here, at most {self.author_bytes_max} allowed"
 
     def confirm(self) -> None:
         """Our own heads are the newest that any member knows: writing may begin."""
@@ -252,7 +270,7 @@ class Logbook:
         """Take entries of others in (or our own, from before a restore); return how many were new.
 
         Raises:
-            BrokenLog: a gap; what came before it is kept.
+            BrokenLog: a gap, or more than is kept of one author; what came before it is kept.
             Equivocation: an author contradicts itself; what came before is kept.
             NotAuthorised: an assembly entry its author had no right to.
             StoreFull: the disk is; nothing of them was kept.
@@ -261,6 +279,7 @@ class Logbook:
         error: AgoraError | None = None
         for entry in entries:
             try:
+                self._check_room(entry)
                 if self._fold(entry):
                     fresh.append(entry)
             except AgoraError as problem:
@@ -309,6 +328,11 @@ class Logbook:
             except (trio.WouldBlock, trio.ClosedResourceError):
                 break
         return waiting
+
+    def _check_room(self, entry: Sealed[Entry]) -> None:
+        """Raise `BrokenLog` if another's bilateral log is not to grow any more: its entries cost it only a signature."""
+        if entry.message.log == "bilateral" and (full := self.why_full(entry.sender)):
+            raise BrokenLog(f"bilateral log of {entry.sender} is full: {full}")
 
     def _check_witnessed(
         self, entry: Sealed[Entry], beside: Mapping[tuple[PeerId, int], Sealed[Entry]]
@@ -389,7 +413,8 @@ class Logbook:
             self._note_contradiction(entry.sender, problem.first, problem.second)
             raise
         self._bilateral[entry.sender] = log
-        self._loose.pop(_place(entry), None)
+        if self._loose.pop(_place(entry), None) is None:
+            self._kept_bytes[entry.sender] += len(entry.raw)
         self._post(entry)
         # Those that waited for it follow, else their author could not get them back from us after a restore.
         while waiting := self._loose.get((entry.sender, log.next_index)):
@@ -447,6 +472,7 @@ class Logbook:
         except (BrokenLog, Equivocation):
             if _place(entry) not in self._loose:
                 self._loose[_place(entry)] = entry
+                self._kept_bytes[entry.sender] += len(entry.raw)
                 self._post(entry)
 
 

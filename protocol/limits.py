@@ -20,6 +20,9 @@ TOKEN_FRAME_BYTES_MAX = 8 * KIB  # 64 ids, and 1,024 characters of four bytes ea
 ENTRIES_BYTES_MAX = 256 * KIB  # one answer of `sync`: also the size of a blob chunk
 BLOB_CHUNK_BYTES_MAX = 256 * KIB
 BLOB_BYTES_MAX = 64 * MIB  # adapters and updates
+# of one author, kept by each that it trades with. A job bought is 1.6 KiB of it, one sold 3: 250 sold a day for a year.
+# Entries cost their author a signature, so without it one hostile member could fill the disk of whoever sells to it.
+BILATERAL_LOG_BYTES_MAX = 256 * MIB
 
 # --- decoding ----------------------------------------------------------------------------------------------------
 DEPTH_MAX = 16  # nested containers in one message: deeper is an attack on the stack

@@ -77,6 +77,10 @@ class OwnOffer:
         if closed := self._closed():
             reason, detail = closed
             return Decline(request=request.id, reason=reason, detail=detail)
+        if full := self._logbook.why_full(request.sender):  # what it owes to others could no more be known
+            return Decline(
+                request=request.id, reason="policy", detail=f"your log is full: {full}; join with a new key"
+            )
         return quote(request, self._terms, self._state(request))
 
     def closed_to_lease(self, buyer: PeerId) -> str:

@@ -139,8 +139,9 @@ class Settlement:
 
     def note_head(self, head: Head) -> None:
         """A buyer's log goes on behind what we know of it: ask for the rest, since we are about to extend it credit."""
-        if self._sync.lacks(head):
-            self._sync.want(PeerId(head.author), PeerId(head.author), "bilateral")
+        author = PeerId(head.author)
+        if self._sync.lacks(head) and not self._logbook.why_full(author):
+            self._sync.want(author, author, "bilateral")
 
     # --- as a seller --------------------------------------------------------------------------------------------
     async def settle(self, stream: Stream, delivery: Delivery) -> None:

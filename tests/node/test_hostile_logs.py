@@ -2,15 +2,18 @@
 
 from typing import Any
 
+import pytest
 import trio
 
+from node.chat import Unsold
 from protocol.envelope import Sealed
 from protocol.errors import MeshError
+from protocol.limits import KIB
 from protocol.mesh import Stream
-from protocol.messages import NO_HASH, Accept, Award, Bid, Entries, EntriesWanted, Head
+from protocol.messages import NO_HASH, Accept, Award, Bid, Decline, Entries, EntriesWanted, Head
 from protocol.topics import HELLO, SYNC
 from tests.node.puppet import Puppet
-from tests.node.world import Daemon, World
+from tests.node.world import Daemon, Holder, World
 
 
 async def sell(buyer: Puppet, seller: Daemon, number: int, **changes: Any) -> bool:
@@ -157,3 +160,67 @@ async def test_only_the_entries_asked_for_are_taken(world: World) -> None:
 
     assert daemon.node.logbook.heads("bilateral") == []
     assert daemon.disk.kinds() == before
+
+
+async def test_an_endless_log_of_a_hostile_buyer_is_kept_only_up_to_its_bound(world: World) -> None:
+    """It signs awards that concern nobody, as fast as it can, and shows them whenever a seller asks for its log."""
+    seller = await world.add("bob")
+    seller.node.logbook.author_bytes_max = 64 * KIB
+    await world.acquaint(seller, world.founder)
+    buyer = await world.puppet("eve")
+    await buyer.meet(seller)
+    endless = [
+        buyer.entry(Accept, award=bytes(32), buyer=buyer.peer_id, job_id=number.to_bytes(16), attempt=1)
+        for number in range(1_000)
+    ]
+    asked: list[int] = []
+
+    async def show(stream: Stream) -> None:
+        start = (await buyer.wire.receive(stream, EntriesWanted)).message.start
+        asked.append(start)
+        for place in range(start, len(endless), 100):
+            batch = tuple(entry.raw for entry in endless[place : place + 100])
+            await buyer.wire.send(stream, Entries(entries=batch))
+        await buyer.wire.send(stream, Entries(entries=()))
+
+    buyer.serve(SYNC, show)
+    head = Head(author=buyer.peer_id, log="bilateral", index=999, entry=endless[-1].id)
+    for number in range(5):
+        stream, _, _ = await buyer.ask(seller, job=number.to_bytes(16), head=head)
+        stream.abort()
+        await world.run(1)
+
+    stored = [record for record in await seller.backup() if record.key in {entry.id for entry in endless}]
+    size = sum(len(record.body or b"") for record in stored)
+    assert 64 * KIB <= size < 65 * KIB
+    assert asked == [0]
+    (failed,) = seller.events("sync_failed")
+    assert failed["reason"] == (
+        f"bilateral log of {buyer.peer_id} is full: {size} bytes are kept here, at most {64 * KIB} allowed"
+    )
+    _, _, answer = await buyer.ask(seller, job=b"l" * 16, head=head)
+    assert isinstance(answer.message, Decline)
+    assert (answer.message.reason, answer.message.detail) == (
+        "policy",
+        f"your log is full: {size} bytes are kept here, at most {64 * KIB} allowed; join with a new key",
+    )
+    await check_unharmed(world, seller)
+
+
+async def test_what_was_delivered_is_paid_though_the_buyers_log_is_full(world: World) -> None:
+    """The bound closes the door to new work; it never costs a seller the signature that it is owed."""
+    seller, buyer = await world.add("bob"), await world.add("dan", engine=Holder())
+    await world.acquaint(buyer, seller, world.founder)
+    await buyer.chat("hello")
+    await world.run(1)
+    seller.node.logbook.author_bytes_max = seller.node.logbook.kept_bytes(buyer.peer_id) + 1
+
+    await buyer.chat("hello")
+    await world.run(1)
+    assert seller.node.logbook.kept_bytes(buyer.peer_id) > seller.node.logbook.author_bytes_max
+    with pytest.raises(Unsold, match="policy"):
+        await buyer.chat("hello")
+
+    assert len(seller.node.ledger().receipts) == 2
+    await seller.restart()
+    assert len(seller.node.ledger().receipts) == 2
