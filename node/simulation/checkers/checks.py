@@ -71,6 +71,7 @@ LAWS: Final[tuple[tuple[Law, When], ...]] = (
     (money.each_attempt_is_paid_once, When.END),
     (payments.balances_follow_from_payments, When.END),
     (payments.holds_add_up, When.END),
+    (payments.what_was_countersigned_survives, When.END),
     (payments.payments_are_for_what_came, When.END),
     (attempts.prompts_stay_where_they_may, When.END),
     (attempts.who_failed_is_not_tried_again, When.END),
@@ -78,6 +79,8 @@ LAWS: Final[tuple[tuple[Law, When], ...]] = (
     (authority.only_the_roll_decides, When.END),
     (belonging.all_agree_on_the_assembly, When.CALM),
     (belonging.chats_work_again, When.CALM),
+    (authority.nobody_contradicts_itself_unpunished, When.SETTLED),
+    (authority.nobody_barred_is_served, When.SETTLED),
     (jobs.no_job_is_lost, When.SETTLED),
     (jobs.no_slot_is_lost, When.SETTLED),
     (jobs.no_lease_keeps_an_ended_job, When.SETTLED),
@@ -85,8 +88,6 @@ LAWS: Final[tuple[tuple[Law, When], ...]] = (
     (jobs.accepts_end, When.SETTLED),
     (entries.what_is_known_is_on_disk, When.SETTLED),
     (entries.contradictions_are_punished, When.SETTLED),
-    (authority.nobody_contradicts_itself_unpunished, When.SETTLED),
-    (authority.nobody_barred_is_served, When.SETTLED),
     (money.who_holds_the_same_entries_agrees, When.SETTLED),
 )
 

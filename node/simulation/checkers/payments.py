@@ -5,11 +5,14 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from marketplace.assembly.assembly import open_entry
 from marketplace.ledger import Ledger, Payment
 from marketplace.receipt import output_digest
 from node.simulation.checkers.scene import Broken, Scene
 from node.simulation.daemon import Daemon
+from protocol.errors import RemoteProtocolError
 from protocol.identity import PeerId
+from protocol.messages import Countersignature
 
 
 def balances_follow_from_payments(scene: Scene) -> Iterator[Broken]:
@@ -47,6 +50,26 @@ def holds_add_up(scene: Scene) -> Iterator[Broken]:
                 )
 
 
+def what_was_countersigned_survives(scene: Scene) -> Iterator[Broken]:
+    """A receipt that its payer holds stands on its payee's own disk: it was written before it was sent."""
+    own = {
+        daemon.peer_id: {entry.id for entry in scene.disks[daemon.name] if entry.sender == daemon.peer_id}
+        for daemon in scene.honest
+    }
+    honest = scene.honest_ids
+    for daemon, entry in scene.entries():
+        if isinstance(entry.message, Countersignature):
+            try:
+                receipt = open_entry(entry.message.receipt, scene.world.mesh_id)
+            except RemoteProtocolError:
+                continue  # a hostile payer may have countersigned anything
+            if receipt.sender in own and receipt.id not in own[receipt.sender]:
+                yield Broken(
+                    honest[receipt.sender],
+                    f"{daemon.name} has its receipt {receipt.message.index} countersigned, and its own disk has not",
+                )
+
+
 def payments_are_for_what_came(scene: Scene) -> Iterator[Broken]:
     """A buyer pays for the very tokens that arrived, and no more for them than was bid."""
     for daemon in scene.online:
@@ -69,7 +92,7 @@ def _unearned(daemon: Daemon, payment: Payment, ledger: Ledger) -> Iterator[Brok
     view = daemon.node.job_book._views.get(terms.job_id.hex())
     if job is not None:
         ids = job.attempts[terms.attempt - 1].ids
-        if terms.output != output_digest(ids):
+        if (terms.completion_tokens, terms.output) != (len(ids), output_digest(ids)):
             yield Broken(
                 daemon.name,
                 f"{terms.completion_tokens} tokens of {what} were paid, and other {len(ids)} came",

@@ -30,7 +30,7 @@ from node.simulation.world import World
 from node.store import Record
 from protocol.envelope import Sealed, seal
 from protocol.identity import Identity, PeerId
-from protocol.messages import NO_HASH, Accept, Award, Card, Entry, Revocation
+from protocol.messages import NO_HASH, Accept, Award, Card, Countersignature, Entry, Revocation
 from runtime.echo import ECHO_MODEL
 from runtime.engine import ChatMessage
 
@@ -247,6 +247,13 @@ async def a_payment_is_signed_by_one(stage: Stage) -> None:
     payments_known[key] = replace(payments_known[key], countersignature=alone)
 
 
+async def a_receipt_is_gone(stage: Stage) -> None:
+    (payment,) = stage.buyer.node.logbook.ledger.payments()
+    terms = msgspec.structs.replace(payment.receipt.message, index=50)
+    receipt = stage.sealed(terms, stage.seller.identity)
+    await stage.put("laptop-1", stage.sealed(Countersignature(index=50, prev=NO_HASH, receipt=receipt.raw)))
+
+
 async def a_hold_is_freed_twice(stage: Stage) -> None:
     stage.buyer.node.logbook.ledger._accounts._held[stage.buyer.peer_id] -= 1
 
@@ -349,6 +356,11 @@ FAULTS: tuple[tuple[Callable[..., Any], Callable[[Stage], Awaitable[None]], str]
         "was signed by server-1 and server-1",
     ),
     (payments.holds_add_up, a_hold_is_freed_twice, "-1 is set aside for laptop-1, whose holds come to 0"),
+    (
+        payments.what_was_countersigned_survives,
+        a_receipt_is_gone,
+        "laptop-1 has its receipt 50 countersigned",
+    ),
     (payments.payments_are_for_what_came, a_price_is_exceeded, "1000000000 was paid for attempt 1"),
     (payments.payments_are_for_what_came, other_tokens_came, "were paid, and other 19 came"),
     (payments.payments_are_for_what_came, fewer_tokens_came_long_ago, "were paid, and 19 came"),
