@@ -15,6 +15,7 @@ from marketplace.assembly.assembly import open_entry
 from node.clock import MembersTime
 from node.journal import Journal
 from node.logbook import Logbook
+from node.pull_queue import Pull, PullQueue
 from node.store import StoreFailed
 from node.wire import Wire
 from protocol import limits
@@ -39,6 +40,9 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
 
 PULL_TIMEOUT_S = 20.0
 PULLS_WAITING_MAX = 64
+PULLS_AT_ONCE = (
+    8  # a silent peer takes one of them for the timeout, so it takes as many as we dial to take them all
+)
 # What an honest peer may hand on: not its fault, though the entry is not taken (yet).
 AUTHORS_FAULT = (BrokenLog, Equivocation, NotAuthorised, Expired)
 
@@ -54,19 +58,23 @@ class Sync:
         self._wire = wire
         self._logbook = logbook
         self._journal = journal
-        self._wanted_send, self._wanted = trio.open_memory_channel[tuple[PeerId, PeerId, LogName]](
-            PULLS_WAITING_MAX
-        )
+        self.wanted = PullQueue(waiting_max=PULLS_WAITING_MAX, running_max=PULLS_AT_ONCE)
         mesh.serve(SYNC, self._answer)
         mesh.subscribe(ASSEMBLY, self._validate, self._hear)
 
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
-        """Pull what `want` asked for, one log after the other; accuse who contradicts itself."""
+        """Pull what `want` asked for, a few logs at once; accuse who contradicts itself."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._bring_evidence)
             task_status.started()
-            async for peer_id, author, log in self._wanted:
-                await self.pull(peer_id, author, log)
+            while True:
+                nursery.start_soon(self._pull_wanted, await self.wanted.next())
+
+    async def _pull_wanted(self, wanted: Pull) -> None:
+        try:
+            await self.pull(wanted.peer, wanted.author, wanted.log)
+        finally:
+            self.wanted.done(wanted)
 
     async def announce(self, entry: Sealed[Entry]) -> None:
         """Gossip an assembly entry that we have just written; whoever does not hear it now asks after the next hello."""
@@ -77,9 +85,7 @@ class Sync:
 
     def want(self, peer_id: PeerId, author: PeerId, log: LogName) -> None:
         """Ask a peer for an author's log soon; dropped when too much is asked for already (sync comes again)."""
-        try:
-            self._wanted_send.send_nowait((peer_id, author, log))
-        except trio.WouldBlock:
+        if not self.wanted.add(Pull(peer_id, author, log)):
             self._journal.write("sync_postponed", peer=peer_id, author=author, log=log)
 
     def lacks(self, head: Head) -> bool:

@@ -1,5 +1,7 @@
 """Who belongs: admission by invitation, revocation that reaches everybody, and logs that catch up."""
 
+from functools import partial
+
 import pytest
 import trio
 
@@ -7,9 +9,11 @@ from marketplace.assembly import invitation
 from marketplace.assembly.invitation import Invite, join_request, parse
 from node.errors import StartError
 from node.joining import _ask_issuer
+from node.services.sync import PULLS_AT_ONCE
 from node.simulation.virtual_clock import NOON_MS
 from protocol.envelope import narrow
 from protocol.errors import AgoraError, MeshError
+from protocol.mesh import Stream
 from protocol.messages import Admitted, Card, Entries, EntriesWanted, Refusal, Revocation
 from protocol.topics import ADMISSION, SYNC
 from runtime.echo import ECHO_MODEL
@@ -376,3 +380,71 @@ async def test_a_silent_peer_does_not_hold_up_sync_with_others(world: World) -> 
     took = await world.until(lambda: bob.node.logbook.assembly.names() != {}, within_s=61)
 
     assert took <= 60
+
+
+async def test_peers_that_never_answer_hold_up_no_pull_from_an_honest_one(world: World) -> None:
+    """Three of them, each asked for ten logs: an honest fourth is asked at once all the same."""
+    bob = await world.add("bob")
+    await world.acquaint(bob, world.founder)
+    for name in ("eve", "mallory", "trudy"):
+        await mute(world, name, bob)
+    world.network.gossip_loss = 1.0
+    await world.founder.node.publish_model(ECHO_MODEL.hex()[:8], "parrot")
+    for number in range(10):
+        for puppet in world.puppets:
+            bob.node.sync.want(puppet.peer_id, person(f"nobody {number}").peer_id, "bilateral")
+
+    bob.node.sync.want(world.founder.peer_id, world.founder.peer_id, "assembly")
+
+    await world.until(lambda: bob.node.logbook.assembly.names() != {}, within_s=1)
+
+
+async def test_a_log_is_never_asked_of_two_peers_at_once_nor_a_peer_for_two_logs(world: World) -> None:
+    """The second pull of a log comes when the first is over, and so asks for what is missing then; few run at once."""
+    bob = await world.add("bob")
+    under_way: list[tuple[str, str]] = []
+    most = 0
+
+    async def answer(puppet: Puppet, stream: Stream) -> None:
+        nonlocal most
+        wanted = (await puppet.wire.receive(stream, EntriesWanted)).message
+        assert wanted.author not in [author for _, author in under_way]
+        assert puppet.name not in [name for name, _ in under_way]
+        under_way.append((puppet.name, wanted.author))
+        most = max(most, len(under_way))
+        asked.append((puppet.name, wanted.author))
+        await trio.sleep(2)
+        await puppet.wire.send(stream, Entries(entries=()))
+        under_way.remove((puppet.name, wanted.author))
+
+    asked: list[tuple[str, str]] = []
+    peers = PULLS_AT_ONCE + 2
+    for number in range(peers):
+        puppet = await world.puppet(f"peer {number}")
+        await puppet.meet(bob)
+        puppet.serve(SYNC, partial(answer, puppet))
+    authors = [person(f"nobody {number}").peer_id for number in range(peers)]
+    wanted = [(puppet, author) for puppet in world.puppets for author in authors[:4]]
+    wanted += [(world.puppets[number], authors[number]) for number in range(4, peers)]
+    for puppet, author in wanted:
+        bob.node.sync.want(puppet.peer_id, author, "bilateral")
+        bob.node.sync.want(puppet.peer_id, author, "bilateral")  # it is on the list already
+
+    await world.until(lambda: len(asked) == len(wanted) and not under_way, within_s=120)
+
+    assert sorted(asked) == sorted((puppet.name, author) for puppet, author in wanted)
+    assert most == PULLS_AT_ONCE
+    assert bob.events("sync_failed") == []
+    assert bob.events("handler_failed") == []
+
+
+async def mute(world: World, name: str, daemon: Daemon) -> Puppet:
+    """A member that has greeted a daemon, and never answers it when asked for a log."""
+    puppet = await world.puppet(name)
+    await puppet.meet(daemon)
+
+    async def say_nothing(_stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    puppet.serve(SYNC, say_nothing)
+    return puppet

@@ -53,7 +53,7 @@ BOUNDS: Final[tuple[tuple[str, Size, int], ...]] = (
     ),
     (
         "logs that wait to be pulled",
-        lambda daemon: daemon.node.sync._wanted_send.statistics().current_buffer_used,
+        lambda daemon: len(daemon.node.sync.wanted),
         PULLS_WAITING_MAX,
     ),
     ("fences", lambda daemon: len(daemon.node.seller._fence._newest), FENCES_MAX),
