@@ -25,10 +25,12 @@ check: setup ## linters, types, import contract, fast tests (under 90 s)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -m "not system"
+	$(BIN)/pytest -q -n logical -m "not system"
 
+# Real processes and sockets get the machine for themselves: their tests wait for real time.
 test: setup ## every test, with real processes, sockets and models (under 12 minutes)
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n logical -m "not system"
+	$(BIN)/pytest -q -m system
 
 format: setup ## put the code into the house's form
 	$(BIN)/ruff check --fix
