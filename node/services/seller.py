@@ -140,7 +140,11 @@ class Seller:
             return None
         bid = await self._wire.send(stream, answer)
         self._journal.write(
-            "bid_sent", job=job, buyer=buyer, total_micro=total_micro(request.message, answer)
+            "bid_sent",
+            job=job,
+            buyer=buyer,
+            request=request.id,
+            total_micro=total_micro(request.message, answer),
         )
         head = request.message.head
         if head is not None and head.author == buyer:

@@ -1,7 +1,8 @@
-"""Laws of attempts: who reads a prompt, who gets a second chance, and how long a lease may serve."""
+"""Laws of attempts: who is asked twice, who reads a prompt, who gets a second chance, and how long a lease may serve."""
 
 # ruff: noqa: SLF001  a law looks where no user may
 
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final
@@ -13,6 +14,21 @@ from protocol.messages import Award, Receipt
 
 # A lease is in use until its last job is settled, which its buyer waits for so long; and clocks differ.
 LEASE_GRACE_MS: Final = int((CLAIM_WINDOW_S + LIVE_WINDOW_S) * 1000)
+
+
+def no_request_is_bid_on_twice(scene: Scene) -> Iterator[Broken]:
+    """A live message takes effect once: a seller never bids on the same request again in one life of its process."""
+    confirmed: defaultdict[str, list[float]] = defaultdict(list)
+    for node, event in scene.events["own_log_confirmed"]:
+        confirmed[node].append(event.monotonic_s)
+    bids: set[tuple[str, int, object]] = set()
+    honest = set(scene.honest_ids.values())
+    for node, event in scene.events["bid_sent"]:
+        life = bisect(confirmed[node], event.monotonic_s)
+        bid = (node, life, event.fields["request"])
+        if bid in bids and node in honest:
+            yield Broken(node, f"it bid again on request {str(event.fields['request'])[:12]}")
+        bids.add(bid)
 
 
 def prompts_stay_where_they_may(scene: Scene) -> Iterator[Broken]:

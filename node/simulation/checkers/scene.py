@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from node.simulation.world import World
 
 # Journaled things that a law reads; the others are only counted by whoever writes the trace.
-HEARD: Final = frozenset({"handler_failed", "contradiction_found", "offence_counted", "claim_written_off"})
+HEARD: Final = frozenset(
+    {
+        "handler_failed",
+        "contradiction_found",
+        "offence_counted",
+        "claim_written_off",
+        "own_log_confirmed",  # once in each life of a process
+        "bid_sent",
+    }
+)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from node.simulation.daemon import Daemon
 from node.simulation.world import World
 from protocol.errors import AgoraError
 from protocol.mesh import Stream
-from protocol.messages import SettlementWanted
+from protocol.messages import NO_HASH, Request, SettlementWanted
 from protocol.topics import JOB, SETTLE
+from runtime.echo import ECHO_MODEL
 from tests.node.simulation.story import SESSION, ask, begin, lead, market
 
 STRANGERS: Final = 40
@@ -73,6 +74,29 @@ async def work_again(world: World) -> None:
     stream = await mallory.mesh.open_stream(attempt.seller, JOB)
     await stream.send(mallory.node.wire.seal(attempt.work).raw)
     await _listen(stream)
+
+
+async def request_again(world: World) -> None:
+    """A buyer sends the very bytes of a request a second time."""
+    (mallory,) = await world.add(1, profile="laptop", owner="mallory", is_seller=False)
+    lead(world, mallory)
+    (seller,), _ = await market(world, sellers=1)
+    wanted = Request(
+        job_id=mallory.identity.public_key[:16],
+        attempt=1,
+        model=ECHO_MODEL,
+        prompt_tokens=20,
+        completion_tokens_max=20,
+        total_micro_max=1_000_000,
+        privacy="mesh",
+        session=NO_HASH,
+        head=None,
+    )
+    request = mallory.node.wire.seal(wanted)
+    for _ in range(2):
+        stream = await mallory.mesh.open_stream(seller.peer_id, JOB)
+        await stream.send(request.raw)
+        await _listen(stream)
 
 
 async def impossible_claim(world: World) -> None:

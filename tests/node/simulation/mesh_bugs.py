@@ -151,6 +151,18 @@ MESH_BUGS: Final = (
         ),
     ),
     PlantedBug(
+        "replays-not-noticed",
+        "neither the window of sequence numbers nor the table of envelopes seen is asked",
+        "nothing takes effect that was replayed",
+        hostile.request_again,
+        ("no_request_is_bid_on_twice",),
+        fault(
+            "protocol.envelope:Gate.admit",
+            ("if digest in self._seen and (live or not may_repeat):", "if False:"),
+            ("if live and not self._window_allows(sender, header.seq):", "if False:"),
+        ),
+    ),
+    PlantedBug(
         "index-of-a-peer-trusted",
         "a claim may name an attempt that there never was",
         "no byte from any peer raises an uncaught exception",

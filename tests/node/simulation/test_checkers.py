@@ -278,6 +278,11 @@ async def fewer_tokens_came_long_ago(stage: Stage) -> None:
     book._views[job_id].attempts[0] = msgspec.structs.replace(book._views[job_id].attempts[0], tokens=19)
 
 
+async def a_request_is_answered_again(stage: Stage) -> None:
+    (_, bid) = stage.scene.events["bid_sent"][-1]
+    stage.seller.journal.write("bid_sent", **bid.fields)
+
+
 async def a_private_prompt_travels(stage: Stage) -> None:
     views = stage.buyer.node.job_book._views
     (job_id,) = views
@@ -364,6 +369,7 @@ FAULTS: tuple[tuple[Callable[..., Any], Callable[[Stage], Awaitable[None]], str]
     (payments.payments_are_for_what_came, a_price_is_exceeded, "1000000000 was paid for attempt 1"),
     (payments.payments_are_for_what_came, other_tokens_came, "were paid, and other 19 came"),
     (payments.payments_are_for_what_came, fewer_tokens_came_long_ago, "were paid, and 19 came"),
+    (attempts.no_request_is_bid_on_twice, a_request_is_answered_again, "it bid again on request"),
     (attempts.prompts_stay_where_they_may, a_private_prompt_travels, "of privacy local went to server-1"),
     (attempts.who_failed_is_not_tried_again, a_seller_that_failed_is_tried_again, "both went to server-1"),
     (attempts.no_lease_is_used_past_its_end, a_lease_is_used_after_a_day, "idle seconds, 600 allowed"),
