@@ -10,7 +10,7 @@ The client sees one unbroken stream. Attempts are numbered and fenced: a stream 
 next award is written, so nothing late can come in on it. A job outlives its client just long enough to be settled.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
 from random import Random
 from typing import TYPE_CHECKING
@@ -60,6 +60,8 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
 PRICE_SHOWN_S = (
     0.25  # a stream's end waits this long for the receipt, so that whoever has read it sees the price
 )
+# Sellers whose word is taken that the prompt is bad. One alone could end any chat so, and the client would ask nobody else.
+BLAMES_BELIEVED = 2
 EVENTS_WAITING_MAX = 256  # a client slower than its seller fills this, and then slows the seller down
 
 
@@ -154,6 +156,7 @@ class Buyer:
 
     async def _attempt_until_done(self, job: Job, send: trio.MemorySendChannel[ChatEvent]) -> str:
         failed: set[PeerId] = set()
+        blaming: dict[PeerId, str] = {}  # sellers that say it is the prompt, and what they say
         for _ in range(limits.ATTEMPTS_MAX):
             if job.client_left.is_set():
                 return "cancelled"
@@ -161,7 +164,7 @@ class Buyer:
             if self._can_run_here(job, failed):
                 ending = await self._run_here(job, attempt, send)
             else:
-                purchase = await self._purchasing.purchase(job, attempt, frozenset(failed))
+                purchase = await self._purchase(job, attempt, frozenset(failed), blaming)
                 if purchase is None:
                     failed.update([attempt.seller] if attempt.seller else [])
                     continue
@@ -169,9 +172,14 @@ class Buyer:
             attempt.outcome, attempt.reason = "failed", ending.reason
             if ending.end is End.FINISHED:
                 attempt.outcome = "cancelled" if ending.reason == "cancelled" else "settled"
+                if attempt.outcome == "settled":
+                    self._purchasing.disproved(blaming)
                 return attempt.outcome
             if ending.end is End.PROMPT:
-                raise BadPrompt(ending.reason)
+                assert attempt.seller is not None
+                blaming[attempt.seller] = ending.reason
+                if attempt.seller == self._logbook.me or len(blaming) >= BLAMES_BELIEVED:
+                    raise BadPrompt(ending.reason)
             self._journal.write(
                 "attempt_failed",
                 job=job.job_id.hex(),
@@ -186,6 +194,23 @@ class Buyer:
                 await self._finish(job, send, FinishReason.LENGTH, attempt.prompt_tokens)
                 return "settled"
         raise Unsold(f"{limits.ATTEMPTS_MAX} attempts failed", declines_of(job))
+
+    async def _purchase(
+        self, job: Job, attempt: Attempt, failed: frozenset[PeerId], blaming: Mapping[PeerId, str]
+    ) -> Purchase | None:
+        """Buy one attempt; when nobody is left to ask, a single seller that blames the prompt has the last word.
+
+        Raises:
+            ChatError: nobody will do it.
+        """
+        try:
+            return await self._purchasing.purchase(job, attempt, failed)
+        except Unsold as error:
+            if not blaming:
+                raise
+            if not attempt.asked:
+                raise BadPrompt(next(iter(blaming.values()))) from None
+            raise Unsold(f"{error}; the one seller that took it blames the prompt", error.declines) from None
 
     # --- here ---------------------------------------------------------------------------------------------------
     def _can_run_here(self, job: Job, failed: set[PeerId]) -> bool:

@@ -5,6 +5,7 @@ which holds are still needed. The award is durable before it is sent; the credit
 written, so that two jobs at once cannot spend it twice.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
@@ -322,6 +323,11 @@ class Purchasing:
         if is_sellers_fault:
             self._reputation.failed(attempt.seller)
         self._nursery.start_soon(self._keep_hold_for_claim, job, attempt)
+
+    def disproved(self, sellers: Iterable[PeerId]) -> None:
+        """These blamed the prompt that another has answered since: they lied, or took on what they could not do."""
+        for seller in sellers:
+            self._reputation.failed(seller)
 
     def unsettled(self, job: Job, attempt: Attempt) -> None:
         """The receipt of a delivered job has not come: its seller may still claim it."""

@@ -34,7 +34,7 @@ class End(Enum):
     """How an attempt ended, as the buyer sees it."""
 
     FINISHED = "finished"
-    PROMPT = "prompt"  # the client's fault: no other seller will do better
+    PROMPT = "prompt"  # the client's fault, as the seller says
     FAILED = "failed"  # the seller's: ask another
 
 

@@ -1,6 +1,6 @@
 """When a seller fails in mid-answer: the client sees one unbroken answer, and what it got is paid for, once."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from itertools import pairwise
 
@@ -12,8 +12,9 @@ from node.views import JobView
 from protocol.envelope import encode
 from protocol.errors import MeshError
 from protocol.mesh import Stream
-from protocol.messages import FailedFrame, FinishedFrame, ProgressFrame
+from protocol.messages import FailedFrame, FinishedFrame, ProgressFrame, Work
 from protocol.topics import JOB
+from runtime.engine import BadTemplate, Frame, Generation
 from tests.node.puppet import Puppet
 from tests.node.world import Answer, Daemon, Engine, World, chat_request, echo_ids, echo_text
 
@@ -418,22 +419,144 @@ async def test_progress_alone_is_no_answer_for_ever(world: World) -> None:
     assert answer.text == echo_text(QUESTION)
 
 
-async def test_a_prompt_that_the_template_refuses_is_the_clients_fault(world: World) -> None:
-    """No other seller would do better, so none is asked."""
+# --- whose fault it was -----------------------------------------------------------------------------------------------
+async def refuser(world: World, name: str, detail: str, *, owner: str = "") -> Puppet:
+    """A cheap seller that takes every job, and says that its prompt is bad."""
+    puppet = await world.puppet(name, owner=owner)
+    puppet.offer()
 
-    async def refuse(liar: Puppet, stream: Stream) -> None:
-        await liar.bid(stream)
-        await liar.accept(stream)
-        await stream.send(
-            encode(FailedFrame(reason="prompt", detail="the template refuses two system turns"))
-        )
+    async def refuse(stream: Stream) -> None:
+        await puppet.bid(stream)
+        await puppet.accept(stream)
+        await stream.send(encode(FailedFrame(reason="prompt", detail=detail)))
 
-    await sell_with(world, refuse)
+    puppet.serve(JOB, refuse)
+    await puppet.meet(world.founder)
+    return puppet
+
+
+async def test_a_seller_that_blames_the_prompt_is_not_believed_alone(world: World) -> None:
+    """The next one answers, so the first has lied, or could not do what it bid for: it is trusted less from now on."""
+    liar, honest = await refuser(world, "eve", "a bad prompt"), await world.add("bob")
+    await world.acquaint(world.founder, honest)
+
+    answer = await world.founder.chat(QUESTION)
+
+    assert answer.text == echo_text(QUESTION)
+    job = await world.founder.ended_job()
+    assert attempts(job) == [(1, liar.peer_id, "failed"), (2, honest.peer_id, "settled")]
+    assert world.founder.node.ledger().held_micro == 0
+    reputation = world.founder.node.buyer._purchasing._reputation
+    assert (reputation.of(liar.peer_id).failed, reputation.of(honest.peer_id).failed) == (1, 0)
+
+
+async def test_two_sellers_that_blame_the_prompt_are_believed(world: World) -> None:
+    """It is the client's fault then: no third one is asked, and neither has broken its word."""
+    told = "the template refuses two system turns"
+    sellers = [await refuser(world, name, told) for name in ("eve", "mallory")]
+    dearer = await world.add("bob")
+    await world.acquaint(world.founder, dearer)
+
+    with pytest.raises(BadPrompt, match=told):
+        await world.founder.chat(QUESTION)
+
+    job = await world.founder.ended_job()
+    assert job.state == "failed"
+    assert sorted(seller for _, seller, _ in attempts(job)) == sorted(each.peer_id for each in sellers)
+    assert not dearer.engine.started
+    reputation = world.founder.node.buyer._purchasing._reputation
+    assert [reputation.of(each.peer_id).failed for each in sellers] == [0, 0]
+
+
+async def test_two_keys_of_one_owner_that_blame_the_prompt_are_one_voice(world: World) -> None:
+    """Keys are free: the second opinion is asked of somebody else's device."""
+    for name in ("eve", "eves phone"):
+        await refuser(world, name, "a bad prompt", owner="eve")
+    honest = await world.add("bob")
+    await world.acquaint(world.founder, honest)
+
+    answer = await world.founder.chat(QUESTION)
+
+    assert answer.text == echo_text(QUESTION)
+    assert len((await world.founder.ended_job()).attempts) == 2
+
+
+async def test_the_only_seller_that_blames_the_prompt_is_believed(world: World) -> None:
+    """There is nobody else to ask, and the client can do more with its reason than with none."""
+    await refuser(world, "eve", "the template refuses two system turns")
 
     with pytest.raises(BadPrompt, match="refuses two system turns"):
         await world.founder.chat(QUESTION)
 
     assert (await world.founder.ended_job()).state == "failed"
+
+
+async def test_a_seller_that_blames_the_prompt_while_all_others_are_busy_is_not_believed(
+    world: World,
+) -> None:
+    """Another opinion can be had, only not now: the client may come again."""
+    await refuser(world, "eve", "a bad prompt")
+    honest = await world.add("bob")
+    await world.acquaint(world.founder, honest)
+    honest.engine._cards = {}
+
+    with pytest.raises(Unsold, match="no seller took the job"):
+        await world.founder.chat(QUESTION)
+
+
+async def test_a_lease_whose_seller_blames_the_prompt_is_not_believed_alone(world: World) -> None:
+    """It has answered before; it gets no more than the others for that."""
+    honest, liar = await world.add("bob"), await world.puppet("eve")
+    liar.offer()
+    served = 0
+
+    async def serve_once(stream: Stream) -> None:
+        nonlocal served
+        served += 1
+        if served > 1:
+            await liar.wire.receive(stream, Work)
+            await stream.send(encode(FailedFrame(reason="prompt", detail="a bad prompt")))
+            return
+        await liar.bid(stream)
+        award, work = await liar.accept(stream)
+        await liar.send_tokens(stream, echo_ids(QUESTION, 3))
+        await liar.finish(stream, 3)
+        await stream.send(liar.receipt(award, work, echo_ids(QUESTION, 3)).raw)
+        await stream.receive()
+
+    liar.serve(JOB, serve_once)
+    await liar.meet(world.founder)
+    await world.acquaint(world.founder, honest)
+    first = await world.founder.chat(QUESTION, session=b"s" * 32)
+    await world.run(1)
+
+    second = await world.founder.chat(QUESTION, session=b"s" * 32)
+
+    assert first.started[0].seller == liar.peer_id
+    assert served == 2
+    assert [each.seller for each in second.started] == [liar.peer_id, honest.peer_id]
+    assert second.text == echo_text(QUESTION)
+
+
+async def test_the_own_engine_is_believed_at_once(world: World) -> None:
+    """It is ours: nobody has to be paid for saying it again."""
+    own = await world.add("dan", engine=Refusing())
+    honest = await world.add("bob")
+    await world.acquaint(own, honest, world.founder)
+
+    with pytest.raises(BadPrompt, match="the template refuses it"):
+        await own.chat(QUESTION)
+
+    assert not honest.engine.started
+    assert own.node.ledger().receipts == []
+
+
+class Refusing(Engine):
+    """An engine whose template takes no chat."""
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Frame, None]:
+        raise BadTemplate(f"the template refuses it: {len(generation.messages)} turn")
+        yield  # a generator, as the port asks
 
 
 async def test_a_successor_is_not_blamed_for_the_time_its_predecessor_took(world: World) -> None:
