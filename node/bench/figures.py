@@ -41,12 +41,14 @@ class Bench:
         sizes: how much is measured.
         tiny: the trained tiny model's GGUF.
         say: tells the user what is going on.
+        plots: where pictures go; None: nowhere.
     """
 
     directory: Path
     sizes: Sizes
     tiny: Path
     say: Callable[[str], None]
+    plots: Path | None = None
 
 
 def speed(bench: Bench) -> Iterator[Figure]:

@@ -49,7 +49,10 @@ def run(*, quick: bool = False, only: Sequence[str] = (), output: Path | None = 
     directory = Path(tempfile.mkdtemp(prefix="agora-bench-"))
     table = Table()
     try:
-        bench = Bench(directory, QUICK if quick else FULL, TINY_MODEL, table.say)
+        plots = None if output is None else output.parent / "plots"
+        if plots is not None:
+            plots.mkdir(exist_ok=True)
+        bench = Bench(directory, QUICK if quick else FULL, TINY_MODEL, table.say, plots)
         table.begin()
         chapters = [_measure(name, bench, table) for name in CHAPTERS if not only or name in only]
         if output is not None:

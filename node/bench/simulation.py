@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from node.bench import scale_plot
 from node.bench.figure import Figure, at_most
 from node.bench.mesh import helper
 from node.bench.world_run import WorldRun
@@ -53,8 +54,10 @@ def chapter(bench: "Bench") -> Iterator[Figure]:
         )
     for run in runs:
         yield Figure(
-            f"cost of a node-second, {run.nodes} nodes", "of one core", "s", [run.cpu_s / run.node_seconds]
+            f"cost of a node-second, {run.nodes} nodes", "of one core", "µs", [run.cpu_s / run.node_seconds * 1e6]
         )
+    if bench.plots is not None:
+        scale_plot.draw(runs, bench.plots / "scale.png")
     smaller, largest = runs[-2:]
     yield Figure(
         "cost of a node-second, growth",

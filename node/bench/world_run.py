@@ -6,6 +6,7 @@
 import resource
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 
@@ -14,7 +15,7 @@ from node.simulation.options import SimulationOptions
 from node.simulation.scenario import load
 from node.simulation.trace import Header, Trace
 
-KIB_PER_MB = 1_000_000 / 1_024  # getrusage counts KiB on Linux
+KIB_PER_MB = 1_000_000 / 1_024
 
 
 class WorldRun(msgspec.Struct, frozen=True):
@@ -56,13 +57,22 @@ def run(scenario: str, nodes: int, seconds: float, seed: int) -> WorldRun:
         seconds=seen.seconds,
         wall_s=time.perf_counter() - began_s,
         cpu_s=time.process_time() - cpu_s,
-        rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB_PER_MB,
+        rss_mb=_rss_max_kib() / KIB_PER_MB,
         chats=len(seen.outcomes),
         finished=sum(outcome.state == "finished" for outcome in seen.outcomes),
         messages=sum(each.messages for each in traffic),
         bytes=sum(each.bytes for each in traffic),
         digest=seen.digest,
     )
+
+
+def _rss_max_kib() -> int:
+    """Return the most memory that this program has had; `getrusage` would count what its parent had when it forked."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

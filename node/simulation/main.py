@@ -101,7 +101,7 @@ def _look(world: World, trace: Trace, checks: Checks) -> Sight:
         propagation=world.propagation,
         map=world.map(),
         nodes=len(world.daemons),
-        seconds=world.now,
+        seconds=float(round(world.now)),
         ledger_sum_micro=sum(ledger.total_micro() for ledger in ledgers),
         digest=trace.digest,
         events=trace.events,
