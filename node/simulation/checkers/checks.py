@@ -73,6 +73,7 @@ LAWS: Final[tuple[tuple[Law, When], ...]] = (
     (payments.holds_add_up, When.END),
     (payments.what_was_countersigned_survives, When.END),
     (payments.payments_are_for_what_came, When.END),
+    (payments.nobody_is_served_for_nothing, When.END),
     (attempts.no_request_is_bid_on_twice, When.END),
     (attempts.prompts_stay_where_they_may, When.END),
     (attempts.who_failed_is_not_tried_again, When.END),

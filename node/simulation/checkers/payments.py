@@ -2,17 +2,24 @@
 
 # ruff: noqa: SLF001  a law looks where no user may
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from typing import Final
 
 from marketplace.assembly.assembly import open_entry
 from marketplace.ledger import Ledger, Payment
 from marketplace.receipt import output_digest
+from node.event import Event
 from node.simulation.checkers.scene import Broken, Scene
 from node.simulation.daemon import Daemon
+from node.simulation.devices import PROFILES
 from protocol.errors import RemoteProtocolError
 from protocol.identity import PeerId
 from protocol.messages import Countersignature
+
+SLOTS_MAX: Final = max(
+    profile.slots for profile in PROFILES.values()
+)  # answers that may be under way at once
 
 
 def balances_follow_from_payments(scene: Scene) -> Iterator[Broken]:
@@ -68,6 +75,44 @@ def what_was_countersigned_survives(scene: Scene) -> Iterator[Broken]:
                     honest[receipt.sender],
                     f"{daemon.name} has its receipt {receipt.message.index} countersigned, and its own disk has not",
                 )
+
+
+def nobody_is_served_for_nothing(scene: Scene) -> Iterator[Broken]:
+    """Who does not pay is served up to a small cap, and what it has paid, and no further in one life of a seller."""
+    begun_s: dict[str, float] = {}  # when the newest life of each began, or a moment later
+    for node, event in scene.events["own_log_confirmed"]:
+        begun_s[node] = event.monotonic_s
+    served: defaultdict[str, list[Event]] = defaultdict(list)
+    for node, event in (*scene.events["delivered"], *scene.events["delivery_broken"]):
+        if event.monotonic_s >= begun_s.get(node, 0.0):
+            served[node].append(event)
+    for daemon in scene.online:
+        yield from _unpaid(scene, daemon, served[daemon.name])
+
+
+def _unpaid(scene: Scene, daemon: Daemon, served: list[Event]) -> Iterator[Broken]:
+    ledger = daemon.node.logbook.ledger
+    paid: Counter[str] = Counter()
+    for payment in ledger.payments() if served else ():
+        if payment.payee == daemon.peer_id:
+            paid[payment.payer] += payment.amount_micro
+    unpaid: Counter[str] = Counter()
+    largest: Counter[str] = Counter()
+    for event in served:
+        buyer, job_id = PeerId(str(event.fields["buyer"])), bytes.fromhex(str(event.fields["job"]))
+        attempt = int(str(event.fields["attempt"]))
+        award = ledger._awards.get((buyer, job_id, attempt))  # a lease's further jobs have none of their own
+        if award is not None and ledger.payment(buyer, job_id, attempt) is None:
+            worth = int(str(event.fields["tokens"])) * award.message.completion_micro
+            unpaid[buyer] += worth
+            largest[buyer] = max(largest[buyer], worth)
+    for buyer_id, amount in unpaid.items():
+        most = daemon.config.exposure_peer_micro + paid[buyer_id] + SLOTS_MAX * largest[buyer_id]
+        if amount > most:
+            yield Broken(
+                daemon.name,
+                f"{scene.name(buyer_id)} was served for {amount} that it has not paid, at most {most} allowed",
+            )
 
 
 def payments_are_for_what_came(scene: Scene) -> Iterator[Broken]:

@@ -31,6 +31,8 @@ HEARD: Final = frozenset(
         "claim_written_off",
         "own_log_confirmed",  # once in each life of a process
         "bid_sent",
+        "delivered",
+        "delivery_broken",
     }
 )
 

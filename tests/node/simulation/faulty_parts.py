@@ -9,7 +9,7 @@ import msgpack
 import trio
 
 from node.logbook import ENTRY
-from node.store import Record, Store, StoreClosed
+from node.store import Record, Store, StoreClosed, StoreFailed
 from protocol import envelope
 from protocol.envelope import Sealed
 from protocol.identity import SIGNATURE_BYTES, PublicKey, peer_id_of
@@ -36,7 +36,7 @@ def append_behind(kind: str) -> AppendBehind:
 
 async def _append_later(store: Store, records: Sequence[Record]) -> None:
     await trio.sleep(BEHIND_S)
-    with suppress(StoreClosed):  # the power went off
+    with suppress(StoreClosed, StoreFailed):  # the power went off, or the disk was full
         await store.append(records)
 
 

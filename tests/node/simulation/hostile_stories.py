@@ -1,13 +1,14 @@
 """Stories with somebody in them who means ill, beside `bug_stories.py`: what a sound node refuses, a faulty one takes."""
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import trio
 
 from node.simulation.daemon import Daemon
 from node.simulation.world import World
-from protocol.errors import AgoraError
+from protocol.errors import AgoraError, StreamBroken
 from protocol.mesh import Stream
 from protocol.messages import NO_HASH, Request, SettlementWanted
 from protocol.topics import JOB, SETTLE
@@ -35,6 +36,23 @@ async def receipt_forger(world: World) -> None:
         begin(world, buyer, session=SESSION)
         await world.run(4)
     await world.run(20)
+
+
+async def never_pays(world: World) -> None:
+    """A buyer takes answer after answer, and countersigns nothing."""
+    (mallory,) = await world.add(1, profile="laptop", owner="mallory", is_seller=False)
+    lead(world, mallory)
+    (seller,) = await world.add(1, profile="server", owner="seller")
+    seller.config = replace(seller.config, exposure_peer_micro=2_000)
+    await world.run(12)
+
+    async def sign_nothing(*_: object) -> None:
+        raise StreamBroken("not today")
+
+    mallory.node.settlement._countersign = sign_nothing  # type: ignore[assignment,method-assign]
+    for _ in range(12):
+        begin(world, mallory)
+        await world.run(4)
 
 
 async def garbage_sender(world: World) -> None:

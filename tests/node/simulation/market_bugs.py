@@ -177,6 +177,17 @@ MARKET_BUGS: Final = (
         ),
     ),
     PlantedBug(
+        "debtors-served",
+        "a seller forgets what a buyer has not paid",
+        "who takes answers and does not countersign is declined past a small exposure",
+        hostile.never_pays,
+        ("nobody_is_served_for_nothing",),
+        fault(
+            "marketplace.exposure:Exposure.micro",
+            ("sum(self._open.get(buyer, {}).values()) + self._doubt[buyer]", "0"),
+        ),
+    ),
+    PlantedBug(
         "two-countersignatures-at-once",
         "two receipts of one attempt that come together are both signed",
         "at most one paid receipt per (job, attempt)",

@@ -258,6 +258,20 @@ async def a_hold_is_freed_twice(stage: Stage) -> None:
     stage.buyer.node.logbook.ledger._accounts._held[stage.buyer.peer_id] -= 1
 
 
+async def a_debtor_is_served(stage: Stage) -> None:
+    stage.seller.config = replace(stage.seller.config, exposure_peer_micro=0)
+    ledger = stage.seller.node.logbook.ledger
+    ids = {"buyer": stage.buyer.peer_id, "attempt": 1}
+    for number in range(9):  # four may be under way, and one was paid
+        award = stage.sealed(
+            stage.award(index=50 + number, job_id=bytes([number]) * 16, completion_micro=1_000)
+        )
+        ledger.apply(award)
+        stage.seller.journal.write(
+            "delivered", job=award.message.job_id.hex(), **ids, tokens=20, reason="length"
+        )
+
+
 async def a_price_is_exceeded(stage: Stage) -> None:
     payments_known = stage.buyer.node.logbook.ledger._payments
     (key,) = payments_known
@@ -365,6 +379,11 @@ FAULTS: tuple[tuple[Callable[..., Any], Callable[[Stage], Awaitable[None]], str]
         payments.what_was_countersigned_survives,
         a_receipt_is_gone,
         "laptop-1 has its receipt 50 countersigned",
+    ),
+    (
+        payments.nobody_is_served_for_nothing,
+        a_debtor_is_served,
+        "laptop-1 was served for 180000 that it has not",
     ),
     (payments.payments_are_for_what_came, a_price_is_exceeded, "1000000000 was paid for attempt 1"),
     (payments.payments_are_for_what_came, other_tokens_came, "were paid, and other 19 came"),
