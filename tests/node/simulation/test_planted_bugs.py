@@ -5,6 +5,7 @@ they show. A bug may need chance on its side, so its story is told with one seed
 """
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.node.simulation.planted_bugs import Fault, PlantedBug
 from tests.node.simulation.story import Story, tell
 
 BUGS = (*MARKET_BUGS, *MESH_BUGS)
+PAGE = Path(__file__).parents[3] / "docs" / "SIMULATION.md"
 SEEDS = range(1, 4)
 BUGS_MIN = 20  # as many as the sweep has to catch
 
@@ -45,6 +47,14 @@ def test_without_a_bug_every_law_holds(story: Story) -> None:
 def test_there_are_enough_bugs_and_the_laws_that_catch_them_exist() -> None:
     assert len({bug.name for bug in BUGS}) == len(BUGS) >= BUGS_MIN
     assert {law for bug in BUGS for law in bug.laws} <= {law.__name__ for law, _ in LAWS}
+
+
+def test_the_page_on_worlds_lists_every_bug() -> None:
+    table = PAGE.read_text().partition("## Planted bugs")[2].partition("\n## ")[0]
+
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+
+    assert rows == [f"| {bug.about} | {bug.promise} | `{bug.laws[0]}` |" for bug in BUGS]
 
 
 @pytest.mark.parametrize("where", ["marketplace.fence:Fence.refusals", "marketplace.fence:fence"])
