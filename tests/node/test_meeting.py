@@ -298,3 +298,16 @@ async def test_who_never_answers_collects_no_questions(world: World) -> None:
     await world.run(10)
 
     assert len(world.founder.node.buyer._nursery.child_tasks) == before
+
+
+async def test_a_clock_that_is_set_moves_our_own_vote_alone(world: World) -> None:
+    """Sweep, seed 2183: a device whose clock stepped back by half a minute found honest members a minute ahead."""
+    bob, cat = await world.add("bob", skew_ms=20_000), await world.add("cat", skew_ms=25_000)
+    await world.acquaint(world.founder, bob, cat)
+    before_ms = bob.node.wire._members_time.utc_ms()
+
+    bob.clock.jump(-45_000)
+
+    after_ms = bob.node.wire._members_time.utc_ms()
+    assert abs(after_ms - before_ms) <= 20_100
+    assert (await bob.chat("hello", privacy="mesh")).text == "hello " * 4
