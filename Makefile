@@ -25,7 +25,7 @@ check: setup ## linters, types, import contract, fast tests (under 90 s)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -n logical -m "not system"
+	$(BIN)/pytest -q -n logical -m "not system and not slow"
 
 # Real processes and sockets get the machine for themselves: their tests wait for real time.
 test: setup ## every test, with real processes, sockets and models (under 12 minutes)

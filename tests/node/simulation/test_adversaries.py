@@ -24,6 +24,8 @@ from node.simulation.storm import storm
 from node.simulation.world import World
 from runtime.engine import ChatMessage
 
+pytestmark = pytest.mark.slow
+
 SETTLED_S = 45.0  # after the last chat: claims of broken attempts have been made, bars have ended or not
 LATE_S = 2.0  # a chat of 20 tokens takes 1.2 s when nobody is in its way, and a stall is noticed after 2 s
 
