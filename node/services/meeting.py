@@ -87,6 +87,7 @@ class Meeting:
         ] = {}  # who has told us how far our own logs go, and whether we agree
         self._changed = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._pauses: dict[str, float] = {}  # by address: how long we waited before the last dial
         self._is_mending = False
         advertiser.on_difference = self._suspect
         mesh.serve(HELLO, self._answer)
@@ -217,6 +218,8 @@ class Meeting:
                 self._advertiser.hear(raw, peer_id)
         self._changed.set()  # a newcomer has just heard of everybody it can buy from: dial them now
         await self._confirm_own(peer_id, hello.message.yours)
+        for address in self._directory.addresses(peer_id):
+            self._pauses.pop(address, None)  # whoever only lets us in to hang up is dialled ever more rarely
         self._journal.write("peer_met", peer=peer_id, owner=assembly.member(peer_id).owner)
 
     async def _pull_assembly(self, peer_id: PeerId, heads: tuple[Head, ...]) -> None:
@@ -286,14 +289,14 @@ class Meeting:
         Several at a time, since a dead one may take 10 s to fail; but never two addresses of one peer.
         """
         due: dict[str, float] = {}
-        pauses: dict[str, float] = {}
+        pauses = self._pauses
         dialled: set[str] = set()  # peers
 
         async def dial(address: str, peer: str) -> None:
             reached = await self._dial(address)
             pause = min(
                 DIAL_BACKOFF_IDLE_S if self._mesh.connected else DIAL_BACKOFF_MAX_S,
-                DIAL_BACKOFF_MIN_S if reached else 2 * pauses.get(address, DIAL_BACKOFF_FIRST_S / 2),
+                2 * pauses.get(address, (DIAL_BACKOFF_MIN_S if reached else DIAL_BACKOFF_FIRST_S) / 2),
             )
             pauses[address] = pause
             due[address] = self._clock.now() + pause * self._rng.uniform(0.8, 1.2)

@@ -311,3 +311,20 @@ async def test_a_clock_that_is_set_moves_our_own_vote_alone(world: World) -> Non
     after_ms = bob.node.wire._members_time.utc_ms()
     assert abs(after_ms - before_ms) <= 20_100
     assert (await bob.chat("hello", privacy="mesh")).text == "hello " * 4
+
+
+async def test_a_barred_device_rings_ever_more_rarely(world: World) -> None:
+    """It may be the last to hear that it was barred; each member hangs up on it at once."""
+    bob = await world.add("bob")
+    await world.acquaint(world.founder, bob)
+    world.barred.add(bob.peer_id)
+    world.partition([world.founder], [bob])
+    await world.founder.node.revoke(bob.peer_id, "stolen")
+    await world.run(30)
+    world.heal()
+    began = len(world.founder.events("peer_dismissed")) + len(bob.events("peer_dismissed"))
+
+    await world.run(300)
+
+    ended = len(world.founder.events("peer_dismissed")) + len(bob.events("peer_dismissed"))
+    assert 0 < ended - began <= 40

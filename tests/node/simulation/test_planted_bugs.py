@@ -15,6 +15,8 @@ from tests.node.simulation.mesh_bugs import MESH_BUGS
 from tests.node.simulation.planted_bugs import Fault, PlantedBug
 from tests.node.simulation.story import Story, tell
 
+pytestmark = pytest.mark.slow
+
 BUGS = (*MARKET_BUGS, *MESH_BUGS)
 PAGE = Path(__file__).parents[3] / "docs" / "SIMULATION.md"
 SEEDS = range(1, 4)
