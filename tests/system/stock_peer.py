@@ -1,6 +1,7 @@
 """An honest peer on stock py-libp2p, none of our code below the frames: `python -m tests.system.stock_peer ADDRESS`."""
 
 import sys
+from contextlib import suppress
 
 import multiaddr
 import trio
@@ -8,6 +9,8 @@ from libp2p import new_host
 from libp2p.abc import INetStream
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pubsub import Pubsub
@@ -38,6 +41,7 @@ async def main(address: str) -> None:
     router = GossipSub(["/meshsub/1.2.0", "/meshsub/1.1.0"], 6, 4, 12, heartbeat_interval=1)
     pubsub = Pubsub(host, router, strict_signing=True)
     target = info_from_p2p_addr(multiaddr.Multiaddr(address))
+    host.set_stream_handler(TProtocol(ECHO.name), answer)
     async with host.run([]), background_trio_service(pubsub), background_trio_service(router):
         await pubsub.wait_until_ready()
         news = await pubsub.subscribe(NEWS.name)
@@ -51,6 +55,14 @@ async def main(address: str) -> None:
             pass
         say("heard")
         await trio.to_thread.run_sync(sys.stdin.read)
+
+
+async def answer(stream: INetStream) -> None:
+    """Send back whatever comes; stock negotiation has read what it needed and not a byte more."""
+    with suppress(StreamEOF):
+        while data := await stream.read(65_536):
+            await stream.write(data)
+    await stream.close()
 
 
 async def exchange_frames(stream: INetStream) -> None:

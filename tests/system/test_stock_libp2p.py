@@ -23,7 +23,10 @@ class Quiet:
 
 
 async def test_a_stock_libp2p_peer_streams_and_gossips_with_us() -> None:
-    """Two megabytes each way through both multiplexers, and a message each way through both routers."""
+    """Two megabytes each way through both multiplexers, and a message each way through both routers.
+
+    Then we ask: once as strangers do, and again with the proposal and the question in one write.
+    """
     host = Host(Identity.generate(), HostSettings(listen=("/ip4/127.0.0.1/tcp/0",), mdns=False), Quiet())
     heard = trio.Event()
 
@@ -56,6 +59,12 @@ async def test_a_stock_libp2p_peer_streams_and_gossips_with_us() -> None:
                     number += 1
                     with trio.move_on_after(0.5):
                         said += await process.stdout.receive_some()
+                (stock,) = host.connected
+                for question in (b"first", b"second", b"third"):
+                    stream = await host.open_stream(stock, ECHO)
+                    await stream.send(question)
+                    assert await stream.receive() == question
+                    await stream.end()
         finally:
             process.kill()
             await process.wait()
