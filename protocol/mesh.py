@@ -137,6 +137,9 @@ class Mesh(Protocol):
     async def open_stream(self, peer_id: PeerId, protocol: StreamProtocol) -> Stream:
         """Open a stream to a connected or known peer.
 
+        One that agreed to the protocol before on this connection is not waited for: should it refuse now, or be gone,
+        the first receive says so.
+
         Raises:
             Unreachable: not connected and not dialable, or the peer does not speak the protocol.
         """
