@@ -54,7 +54,10 @@ def chapter(bench: "Bench") -> Iterator[Figure]:
         )
     for run in runs:
         yield Figure(
-            f"cost of a node-second, {run.nodes} nodes", "of one core", "µs", [run.cpu_s / run.node_seconds * 1e6]
+            f"cost of a node-second, {run.nodes} nodes",
+            "of one core",
+            "µs",
+            [run.cpu_s / run.node_seconds * 1e6],
         )
     if bench.plots is not None:
         scale_plot.draw(runs, bench.plots / "scale.png")
