@@ -39,13 +39,17 @@ def answer_with(peer: Peer, answer: Callable[[MuxStream], Awaitable[None]]) -> N
 
 
 def bytes_written(peer: Peer, to: Peer) -> list[bytes]:
-    """Record what a peer writes on its connection to another, before it is encrypted; heartbeats left out."""
+    """Record what a peer writes on streams that it opens from now on; pings and what gossip says meanwhile left out."""
     (connection,) = peer.host._swarm.connections(to.peer_id)
     writes: list[bytes] = []
+    opened: set[int] = set()
     write = connection._secured.write
 
     async def record(data: bytes) -> None:
-        if wire.HEADER.unpack_from(data)[1] != wire.PING:
+        _, kind, flags, stream_id, _ = wire.HEADER.unpack_from(data)
+        if kind != wire.PING and flags & wire.SYN:
+            opened.add(stream_id)
+        if stream_id in opened:
             writes.append(data)
         await write(data)
 
