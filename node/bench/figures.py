@@ -17,7 +17,7 @@ from node.bench.figure import Figure, at_least, at_most
 from node.bench.mesh import MODEL, THREADS, Exchange, Mesh, bare_llama, bidders, helper
 from node.bench.sizes import Sizes
 from node.local_mesh.client import Client
-from node.local_mesh.processes import Daemon, LocalMeshFailed, until
+from node.local_mesh.processes import Daemon, LocalMeshFailed, until, verb
 from node.store import measure_fsync_p50_s
 
 PRICE_MICRO: Final = 40
@@ -249,9 +249,10 @@ def _failover(
         undisturbed = mesh.ask(LONG_QUESTION, tokens_max=LONG_TOKENS)
         while len(gaps) < times:
             bench.say(f"{strike_name} in mid-stream: {len(gaps) + 1} of {times}")
-            gap_s, answer = _strike(mesh, strike)
-            repair(mesh.sellers[0])
+            gap_s, answer, struck = _strike(mesh, strike)
+            repair(struck)
             mesh.wait_for_bids()
+            until("the struck seller has warmed up its model", partial(_is_warm, struck))
             if gap_s is None:
                 missed += 1
                 if missed > STRIKES_MISSED_MAX:
@@ -282,19 +283,23 @@ def _failover(
     )
 
 
-def _strike(mesh: Mesh, strike: Callable[[Daemon], None]) -> tuple[float | None, Exchange]:
-    """Ask, strike the seller in the middle, and return how long the next token took; None if it came too late.
+def _strike(mesh: Mesh, strike: Callable[[Daemon], None]) -> tuple[float | None, Exchange, Daemon]:
+    """Ask, strike whoever answers in the middle, and return how long the next token took; None if it came too late.
 
+    One that was struck before is doubted by the buyer, so it is now one seller, now the other.
     Pieces that were under way still come, at once; the next token is the one that ends the longest pause.
     """
     struck_s = 0.0
+    struck = mesh.sellers[0]
     asked_s = time.monotonic()
 
     def on_piece(number: int) -> None:
-        nonlocal struck_s
+        nonlocal struck_s, struck
         if number == STRIKE_AFTER_PIECES:
+            answering = mesh.client.get("/api/jobs")[0]["seller"]
+            struck = next(seller for seller in mesh.sellers if seller.peer_id == answering)
             struck_s = time.monotonic() - asked_s
-            strike(mesh.sellers[0])
+            strike(struck)
 
     answer = mesh.ask(LONG_QUESTION, tokens_max=LONG_TOKENS, on_piece=on_piece)
     if not struck_s:
@@ -302,10 +307,16 @@ def _strike(mesh: Mesh, strike: Callable[[Daemon], None]) -> tuple[float | None,
             f"the answer came in {len(answer.piece_s)} pieces, expected over {STRIKE_AFTER_PIECES}"
         )
     if len(answer.job["attempts"]) < 2:
-        return None, answer
+        return None, answer, struck
     after = [struck_s, *(at_s for at_s in answer.piece_s if at_s > struck_s)]
     _, next_s = max(pairwise(after), key=lambda pair: pair[1] - pair[0])
-    return next_s - struck_s, answer
+    return next_s - struck_s, answer, struck
+
+
+def _is_warm(seller: Daemon) -> bool:
+    """Whether nobody has a daemon's slots: right after a start it takes one itself, to warm up its model."""
+    engine = verb("status", home=seller.home)["engine"]
+    return bool(engine["slots_free"] == engine["slots"])
 
 
 def _tokens_lost(answer: Exchange, undisturbed: Exchange) -> int:
