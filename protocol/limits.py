@@ -47,9 +47,7 @@ HELLO_TIMEOUT_S = 3.0  # no valid hello by then: the connection is closed
 ADVERT_INTERVAL_MIN_S = 10.0  # at most one advert per this
 ADVERT_INTERVAL_IDLE_S = 60.0  # when nothing changed
 ADVERT_TTL_S = 180.0  # three missed idle adverts: the seller is forgotten
-ADVERT_HANDED_ON_S = (
-    30.0  # what an advert must still have to live, to be handed on: clocks differ, and it travels
-)
+ADVERT_HANDED_ON_S = 30.0  # what an advert must still have to live, to be handed on: clocks differ
 BID_WINDOW_MIN_S = 0.05
 BID_WINDOW_MAX_S = 1.0
 BID_OVERTIME_MAX_S = 3.0  # and an auction without a bid stays open so long, where links are slow
@@ -60,9 +58,7 @@ PROGRESS_INTERVAL_S = 0.5
 STANDSTILL_S = 20.0  # progress frames that tell nothing new for this long: the seller has failed
 UNREAD_S = 60.0  # nobody reads what a seller sends for this long: the buyer has gone
 PACE_JUDGED_S = 15.0  # of answering; before that a pace says little
-PACE_SHARE_MIN = (
-    0.1  # of the speed that was bid; a device that is warm and busy has a quarter of it, never this little
-)
+PACE_SHARE_MIN = 0.1  # of the speed that was bid; a warm and busy device has a quarter of it
 LEASE_IDLE_S = 600.0  # a session's lease ends after this long without a request
 INVITATION_TTL_S_MAX = 30 * 24 * 3600.0
 

@@ -81,10 +81,10 @@ class Eligibility:
             tokens: those of the prompt and the cap.
             asked: whom else to leave out.
         """
-        candidates, connected = [], self._mesh.connected
+        candidates, connected, left_out = [], self._mesh.connected, failed | asked
         for offer in self._directory.holders(digest, self._clock.now()):
             seller, advert = offer.advert.sender, offer.advert.message
-            if seller not in failed | asked and self.is_allowed(seller, privacy):
+            if seller not in left_out and self.is_allowed(seller, privacy):
                 total = Prices(advert.prompt_micro, advert.completion_micro).total_micro(*tokens)
                 score = self._reputation.of(seller).score
                 candidates.append(

@@ -1,9 +1,9 @@
 """Meeting: find the members, say hello on every connection, and keep enough connections alive.
 
-The side that dialled opens the hello stream. A hello says which logs one holds (what the other lacks is pulled), what
-one knows of the *other's* own logs (so that a restored backup finds its newest entry before it writes); whoever was
-dialled hands over a sample of adverts, so that a newcomer has sellers to ask at once. Whoever says no valid hello within 3 s, or is no
-member, is disconnected.
+The side that dialled opens the hello stream. A hello says which logs one holds (what the other lacks is pulled) and what
+one knows of the *other's* own logs (so that a restored backup finds its newest entry before it writes). Whoever was
+dialled hands over a sample of adverts, so that a newcomer has sellers to ask at once. Whoever says no valid hello within
+3 s, or is no member, is disconnected.
 """
 
 from collections.abc import Sequence
@@ -218,8 +218,9 @@ class Meeting:
                 self._advertiser.hear(raw, peer_id)
         self._changed.set()  # a newcomer has just heard of everybody it can buy from: dial them now
         await self._confirm_own(peer_id, hello.message.yours)
-        for address in self._directory.addresses(peer_id):
-            self._pauses.pop(address, None)  # whoever only lets us in to hang up is dialled ever more rarely
+        # Whoever only lets us in to hang up is dialled ever more rarely; a bootstrap address may not be one it names itself.
+        for address in [each for each in self._pauses if each.endswith(f"/p2p/{peer_id}")]:
+            del self._pauses[address]
         self._journal.write("peer_met", peer=peer_id, owner=assembly.member(peer_id).owner)
 
     async def _pull_assembly(self, peer_id: PeerId, heads: tuple[Head, ...]) -> None:

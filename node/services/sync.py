@@ -40,9 +40,8 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
 
 PULL_TIMEOUT_S = 20.0
 PULLS_WAITING_MAX = 64
-PULLS_AT_ONCE = (
-    8  # a silent peer takes one of them for the timeout, so it takes as many as we dial to take them all
-)
+# A silent peer takes one of them for the timeout, so it takes as many as we dial to take them all.
+PULLS_AT_ONCE = 8
 # What an honest peer may hand on: not its fault, though the entry is not taken (yet).
 AUTHORS_FAULT = (BrokenLog, Equivocation, NotAuthorised, Expired)
 

@@ -5,6 +5,7 @@ it; so does the first line that differs from the trace of a replay.
 """
 
 import gc
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -70,7 +71,7 @@ async def _tell(options: SimulationOptions, trace: Trace, on_progress: Callable[
             nursery, seed=options.seed, nodes=options.nodes, seconds=options.seconds, on_event=write
         )
         world.replay_command = (
-            f"agora sim --scenario {options.scenario.name} --nodes {options.nodes} "
+            f"agora sim --scenario {shlex.quote(options.scenario.name)} --nodes {options.nodes} "
             f"--minutes {options.seconds / 60:g} --seed {options.seed}"
         )
         checks = Checks(world)
