@@ -37,7 +37,11 @@ MARKET_BUGS: Final = (
         stories.only_seller_dies,
         ("who_failed_is_not_tried_again",),
         fault(
-            "node.services.eligibility:Eligibility.sellers", ("not in failed | asked and", "not in asked and")
+            "node.services.eligibility:Eligibility.sellers",
+            (
+                "left_out = [], self._mesh.connected, failed | asked",
+                "left_out = [], self._mesh.connected, asked",
+            ),
         ),
     ),
     PlantedBug(
