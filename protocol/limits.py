@@ -24,6 +24,9 @@ BLOB_BYTES_MAX = 64 * MIB  # adapters and updates
 # Entries cost their author a signature, so without it one hostile member could fill the disk of whoever sells to it.
 BILATERAL_LOG_BYTES_MAX = 256 * MIB
 
+MANIFEST_BYTES_MAX = 16 * KIB  # provenance of 64 members and the scores of 64 domains, before and after
+VOTE_BYTES_MAX = 4 * KIB  # the scores of 32 domains
+
 # --- decoding ----------------------------------------------------------------------------------------------------
 DEPTH_MAX = 16  # nested containers in one message: deeper is an attack on the stack
 ITEMS_MAX = 65_536  # elements of one list or map: the token ids of a full context fit
@@ -31,6 +34,7 @@ ITEMS_MAX = 65_536  # elements of one list or map: the token ids of a full conte
 # --- counts ------------------------------------------------------------------------------------------------------
 ROLL_MAX = 128  # voters of a charter
 MODELS_PER_ADVERT_MAX = 8
+ADAPTERS_PER_OFFER_MAX = 4  # the newest; more are named on request
 ADVERTS_PER_HELLO_MAX = 20
 HEADS_PER_HELLO_MAX = 256
 ADDRESSES_MAX = 16
@@ -91,3 +95,25 @@ EVIDENCE_LOG_ENTRIES_MAX = (
 )
 INVITATION_CHARS_MAX = 12 * KIB  # an invitation of 8 KiB, its seed, mesh id and checksum, in base64
 CREDIT_LINE_MICRO_DEFAULT = 10_000_000  # 10 credits: what a device may owe before it has earned anything
+MEMBER_LOG_ENTRIES_MAX = 256  # manifests and evidence of one that is not on the roll: 4 MiB at the most
+
+# --- lines and patches ---------------------------------------------------------------------------------------------
+PROPOSALS_PER_DAY_MAX = (
+    4  # manifests of one author within 24 h of signed time: each costs every voter an evaluation
+)
+MANIFEST_TTL_S_MAX = 90 * 24 * 3600.0
+DOMAINS_MAX = 32  # of one line's public evaluation set
+COHORT_MAX = 32  # members of one run
+RANK_MAX = 64
+EVALUATION_SAMPLES_MAX = 4_096  # of one line
+PRIVATE_SAMPLES_MIN = (
+    50  # held-out samples below which a voter has no private verdict: the verdict would leak them
+)
+
+# --- training ------------------------------------------------------------------------------------------------------
+ENLIST_WINDOW_S = 10.0  # how long a run waits for bids
+ROUND_TIMEOUT_S = 900.0
+ROUNDS_MAX = 1_000
+STEPS_PER_ROUND_MAX = 10_000
+COHORT_MIN_DEFAULT = 3  # participants refuse a smaller one: the update of one alone is its own
+EPSILON_MILLI_MAX_DEFAULT = 8_000

@@ -124,6 +124,9 @@ class ModelOffer(Part, frozen=True, kw_only=True):
     context_tokens: Count
     tokens_per_ks: Count
     prompt_tokens_per_ks: Count
+    adapters: Annotated[
+        tuple[Hash, ...], Meta(max_length=limits.ADAPTERS_PER_OFFER_MAX)
+    ] = ()  # ready to serve
 
 
 class Device(Part, frozen=True, kw_only=True):
@@ -197,7 +200,8 @@ class Charter(Entry, frozen=True, kw_only=True):
         approvers: the humans' keys: theirs are the approvals and vetoes.
         recovery: keys that may sign the next version when the roll's are lost; kept encrypted, offline.
         pass_percent: a ballot passes at this share of the whole roll's weight.
-        machine_vote_ms, human_approval_ms, veto_ms: how long each may take.
+        machine_vote_ms, human_approval_ms, veto_ms: how long each may take, from the manifest's signed time.
+        approvals_min: humans who must approve a patch; 0: the end of the veto window is enough.
     """
 
     kind = "charter"
@@ -213,6 +217,7 @@ class Charter(Entry, frozen=True, kw_only=True):
     machine_vote_ms: Count
     human_approval_ms: Count
     veto_ms: Count
+    approvals_min: Annotated[int, Meta(ge=0, le=limits.ROLL_MAX)]
 
 
 class Invitation(Message, frozen=True, kw_only=True):
@@ -300,6 +305,151 @@ class Evidence(Entry, frozen=True, kw_only=True):
     second: Annotated[bytes, Meta(max_length=limits.MARKET_BYTES_MAX)]
 
 
+# --- lines and patches: what a model is judged by, what it shall become, who agrees ------------------------------------
+class Line(Entry, frozen=True, kw_only=True):
+    """A roll member gives a named model its public sets: what its patches are judged by, and what they must not forget.
+
+    The newest line of a name holds. A set is a blob: JSON lines of `{"domain", "prompt", "response"}`.
+
+    Attributes:
+        name: the model's, and the line's.
+        base: the GGUF that every patch of the line adapts; it holds the tokenizer too.
+        evaluation: the blob of questions that voters ask.
+        replay: the blob of examples that trainers mix in, so that a patch does not forget; `NO_HASH`: none.
+    """
+
+    kind = "line"
+    bytes_max = limits.BID_BYTES_MAX
+    log = "assembly"
+
+    name: Name
+    base: Hash
+    evaluation: Hash
+    evaluation_bytes: Annotated[int, Meta(ge=1, le=limits.BLOB_BYTES_MAX)]
+    replay: Hash
+    replay_bytes: Annotated[int, Meta(ge=0, le=limits.BLOB_BYTES_MAX)]
+
+
+class Score(Part, frozen=True, kw_only=True):
+    """How a model did in one domain of an evaluation set, answering greedily.
+
+    Attributes:
+        right: answers that match to the letter, of `total`.
+        loss_milli: mean negative log-likelihood of the right answers' tokens, in thousandths of a nat.
+    """
+
+    domain: Name
+    right: Count
+    total: Annotated[int, Meta(ge=1, le=limits.EVALUATION_SAMPLES_MAX)]
+    loss_milli: Count
+
+
+class LoraShape(Part, frozen=True, kw_only=True):
+    """The form of an adapter."""
+
+    rank: Annotated[int, Meta(ge=1, le=limits.RANK_MAX)]
+    alpha: Annotated[int, Meta(ge=1, le=8 * limits.RANK_MAX)]
+    targets: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=16)]  # as in GGUF: attn_q, ffn_up…
+
+
+class Contribution(Part, frozen=True, kw_only=True):
+    """What one member of a cohort gave to a run, and spent on it."""
+
+    peer: Peer
+    samples: Count
+    rounds: Count
+    epsilon_milli: Annotated[int, Meta(ge=-1, le=2**53)]  # of this run; -1: without differential privacy
+
+
+class Manifest(Entry, frozen=True, kw_only=True):
+    """A proposal: this adapter shall be version N of that line. Any member may make one, four a day.
+
+    Attributes:
+        version: one more than the line's ratified version.
+        parent: the id of the ratified manifest that it follows; `NO_HASH`: the first.
+        adapter: digest of the GGUF adapter; `NO_HASH`: back to the bare base.
+        rolls_back_to: the version whose adapter it brings back; 0: it is no rollback.
+        run: what made it; sixteen zero bytes: nothing did.
+        before, after: on every domain of the evaluation set, with the parent's adapter and with this one.
+        expires_at: from then on it is not loaded any more unless it was ratified before.
+    """
+
+    kind = "manifest"
+    bytes_max = limits.MANIFEST_BYTES_MAX
+    log = "assembly"
+
+    line: Name
+    version: Annotated[int, Meta(ge=1, le=2**31)]
+    parent: Hash
+    base: Hash
+    adapter: Hash
+    adapter_bytes: Annotated[int, Meta(ge=0, le=limits.BLOB_BYTES_MAX)]
+    shape: LoraShape | None
+    rolls_back_to: Count
+    run: Id
+    rounds: Count
+    cohort: Annotated[tuple[Contribution, ...], Meta(max_length=limits.COHORT_MAX)]
+    evaluation: Hash
+    before: Annotated[tuple[Score, ...], Meta(max_length=limits.DOMAINS_MAX)]
+    after: Annotated[tuple[Score, ...], Meta(max_length=limits.DOMAINS_MAX)]
+    expires_at: Count
+    reason: Detail
+
+
+class Vote(Entry, frozen=True, kw_only=True):
+    """A roll member's word on a manifest, after its own evaluation. Two different yes for one (line, version) bar it.
+
+    Attributes:
+        line, version: as in the manifest, so that two votes prove a contradiction by themselves.
+        scores: of the line's public set, as this voter measured them with the adapter.
+        private: whether its own held-out samples pass; exact scores of private data would leak them.
+    """
+
+    kind = "vote"
+    bytes_max = limits.VOTE_BYTES_MAX
+    log = "assembly"
+
+    manifest: Hash
+    line: Name
+    version: Annotated[int, Meta(ge=1, le=2**31)]
+    is_yes: bool
+    scores: Annotated[tuple[Score, ...], Meta(max_length=limits.DOMAINS_MAX)]
+    private: Literal["passed", "failed", "none"]
+    reason: Detail
+
+
+class Approval(Entry, frozen=True, kw_only=True):
+    """A human says yes. Signed with a human key of the charter, whose log it stands in; no daemon holds that key."""
+
+    kind = "approval"
+    bytes_max = limits.BID_BYTES_MAX
+    log = "assembly"
+
+    manifest: Hash
+
+
+class Veto(Entry, frozen=True, kw_only=True):
+    """A human says no, within the charter's veto window. It unloads the patch even after it was loaded."""
+
+    kind = "veto"
+    bytes_max = limits.BID_BYTES_MAX
+    log = "assembly"
+
+    manifest: Hash
+    reason: Detail
+
+
+class Withdrawal(Entry, frozen=True, kw_only=True):
+    """A human bars an adapter for ever, at any time: every device unloads it and falls back to the version before."""
+
+    kind = "withdrawal"
+    bytes_max = limits.BID_BYTES_MAX
+    log = "assembly"
+
+    adapter: Hash
+    reason: Detail
+
+
 # --- sync ---------------------------------------------------------------------------------------------------------
 class EntriesWanted(Message, frozen=True, kw_only=True):
     """Send the entries of this author's log from `start` on. Assembly logs to members; bilateral ones to whom they bind."""
@@ -343,6 +493,7 @@ class Request(Message, frozen=True, kw_only=True):
     job_id: Id
     attempt: Annotated[int, Meta(ge=1, le=limits.ATTEMPTS_MAX)]
     model: Hash
+    adapter: Hash  # `NO_HASH`: none
     prompt_tokens: Count
     completion_tokens_max: Count
     total_micro_max: Money
@@ -393,6 +544,7 @@ class Award(Entry, frozen=True, kw_only=True):
     attempt: Annotated[int, Meta(ge=1, le=limits.ATTEMPTS_MAX)]
     seller: Peer
     model: Hash
+    adapter: Hash
     hold_micro: Money
     prompt_micro: Money
     completion_micro: Money
@@ -541,6 +693,191 @@ class Accepted(Message, frozen=True, kw_only=True):
     output: Hash
 
 
+# --- blobs --------------------------------------------------------------------------------------------------------
+class BlobWanted(Message, frozen=True, kw_only=True):
+    """Send the bytes of a blob from an offset on. Answered by bare chunks, or by a `Refusal`; see `topics.BLOB`."""
+
+    kind = "blob_wanted"
+    bytes_max = limits.BID_BYTES_MAX
+
+    blob: Hash
+    offset: Count
+
+
+class BlobComing(Message, frozen=True, kw_only=True):
+    """It is here: this many bytes in all; the chunks from the offset on follow, bare."""
+
+    kind = "blob_coming"
+    bytes_max = limits.BID_BYTES_MAX
+
+    size_bytes: Annotated[int, Meta(ge=0, le=limits.BLOB_BYTES_MAX)]
+
+
+# --- a training run -----------------------------------------------------------------------------------------------
+class Recipe(Part, frozen=True, kw_only=True):
+    """How every member of a run trains.
+
+    Attributes:
+        seed: of the frozen A matrices and of the first B, common to all.
+        is_a_frozen: FFA-LoRA: only B is trained and sent, so that averaging is exact.
+        steps: of the optimizer in one round.
+        batch: samples in one step (expected, where they are drawn by Poisson sampling).
+        learning_rate_ppm: at the first round; it falls to a tenth by the last, as a cosine.
+        replay_percent: of each batch, from the line's public replay set.
+        strategy: a name of `federation/strategy.py`, and its parameters as millionths.
+    """
+
+    shape: LoraShape
+    seed: Annotated[int, Meta(ge=0, lt=2**32)]
+    is_a_frozen: bool
+    rounds: Annotated[int, Meta(ge=1, le=limits.ROUNDS_MAX)]
+    steps: Annotated[int, Meta(ge=0, le=limits.STEPS_PER_ROUND_MAX)]
+    batch: Annotated[int, Meta(ge=1, le=4_096)]
+    learning_rate_ppm: Annotated[int, Meta(ge=1, le=1_000_000)]
+    replay_percent: Annotated[int, Meta(ge=0, le=90)]
+    strategy: Name
+    parameters: Annotated[
+        tuple[tuple[Name, Annotated[int, Meta(ge=-(2**53), le=2**53)]], ...], Meta(max_length=8)
+    ]
+
+
+class RunAnnouncement(Message, frozen=True, kw_only=True):
+    """Who holds data of this name and would train on it? Gossiped, with a ttl; bids go by stream to its author.
+
+    Attributes:
+        data: the name under which owners have registered their data.
+        start: the blob of the state to begin from; `NO_HASH`: from the seed.
+        parent: the run whose checkpoint that is; sixteen zero bytes: none.
+        step_micro_max: a dearer bid is not wanted.
+    """
+
+    kind = "run_announcement"
+    bytes_max = limits.MARKET_BYTES_MAX
+    live = False
+
+    run: Id
+    line: Name
+    base: Hash
+    data: Name
+    replay: Hash
+    replay_bytes: Annotated[int, Meta(ge=0, le=limits.BLOB_BYTES_MAX)]
+    start: Hash
+    start_bytes: Annotated[int, Meta(ge=0, le=limits.BLOB_BYTES_MAX)]
+    parent: Id
+    recipe: Recipe
+    cohort_min: Annotated[int, Meta(ge=1, le=limits.COHORT_MAX)]
+    cohort_max: Annotated[int, Meta(ge=1, le=limits.COHORT_MAX)]
+    round_ms: Count
+    step_micro_max: Money
+    window_ms: Count
+
+
+class Enlistment(Message, frozen=True, kw_only=True):
+    """A sealed bid to take part in a run.
+
+    Attributes:
+        announcement: the id of what it answers.
+        samples: training records, a bound on its weight in the average.
+        step_micro: asked for each step trained.
+        steps_per_ks: measured, or 0.
+        epsilon_milli: what the whole run would spend of this owner's budget; -1: without differential privacy.
+    """
+
+    kind = "enlistment"
+    bytes_max = limits.BID_BYTES_MAX
+
+    announcement: Hash
+    samples: Annotated[int, Meta(ge=1, le=2**40)]
+    step_micro: Money
+    steps_per_ks: Count
+    epsilon_milli: Annotated[int, Meta(ge=-1, le=2**53)]
+
+
+class RunOpening(Message, frozen=True, kw_only=True):
+    """To each member of the cohort, with its award: the announcement and everybody's enlistment, for it to verify.
+
+    A member counts the others itself: it refuses a cohort that is smaller than its owner allows.
+    """
+
+    kind = "run_opening"
+    bytes_max = limits.GOSSIP_BYTES_MAX
+
+    run: Id
+    announcement: Annotated[bytes, Meta(max_length=limits.MARKET_BYTES_MAX)]
+    enlistments: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=limits.BID_BYTES_MAX)], ...],
+        Meta(min_length=1, max_length=limits.COHORT_MAX),
+    ]
+
+
+class RoundTask(Message, frozen=True, kw_only=True):
+    """Train one round. The payload follows in bare chunks: the change since a state that the member has, or all of it.
+
+    Attributes:
+        round: 1, 2, …
+        since: digest of the state that the payload changes; `NO_HASH`: of the common seed's.
+        state: digest of the state that comes out, from which to train.
+        left_ms: the coordinator waits this long.
+    """
+
+    kind = "round_task"
+    bytes_max = limits.BID_BYTES_MAX
+
+    run: Id
+    round: Annotated[int, Meta(ge=1, le=limits.ROUNDS_MAX)]
+    award: Hash
+    since: Hash
+    state: Hash
+    payload: Hash
+    payload_bytes: Annotated[int, Meta(ge=0, le=limits.BLOB_BYTES_MAX)]
+    left_ms: Count
+
+
+class RoundUpdate(Message, frozen=True, kw_only=True):
+    """What came of it, as the change to the task's state; bare chunks follow. No figure of private data is told.
+
+    Attributes:
+        task: the id of the round task that it answers.
+        steps: trained in this round; what is paid for.
+        epsilon_milli: spent so far in this run; -1: without differential privacy.
+    """
+
+    kind = "round_update"
+    bytes_max = limits.BID_BYTES_MAX
+
+    run: Id
+    round: Annotated[int, Meta(ge=1, le=limits.ROUNDS_MAX)]
+    task: Hash
+    payload: Hash
+    payload_bytes: Annotated[int, Meta(ge=0, le=limits.BLOB_BYTES_MAX)]
+    samples: Annotated[int, Meta(ge=1, le=2**40)]
+    steps: Count
+    epsilon_milli: Annotated[int, Meta(ge=-1, le=2**53)]
+
+
+class Spend(Entry, frozen=True, kw_only=True):
+    """Privacy spent: in the own log *before* the first step of a round, and never taken back.
+
+    From the raw parameters anybody who holds the log can compose what was spent; a restored backup is exposed by it.
+
+    Attributes:
+        source: an opaque digest of the private data set.
+        noise_milli: the noise multiplier sigma, in thousandths.
+        rate_ppm: the probability with which each record enters a step's batch, in millionths.
+    """
+
+    kind = "spend"
+    bytes_max = limits.BID_BYTES_MAX
+    log = "bilateral"
+
+    source: Hash
+    run: Id
+    round: Annotated[int, Meta(ge=1, le=limits.ROUNDS_MAX)]
+    noise_milli: Annotated[int, Meta(ge=1, le=1_000_000)]
+    rate_ppm: Annotated[int, Meta(ge=1, le=1_000_000)]
+    steps: Annotated[int, Meta(ge=1, le=limits.STEPS_PER_ROUND_MAX)]
+
+
 # --- the bare frames of a running job ---------------------------------------------------------------------------------
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 
@@ -556,7 +893,7 @@ class TokensFrame(Part, frozen=True, kw_only=True, tag="tokens"):
 class ProgressFrame(Part, frozen=True, kw_only=True, tag="progress"):
     """Still alive: what is being done, and how far it is."""
 
-    phase: Literal["queued", "loading", "prefill", "decode"]
+    phase: Literal["queued", "loading", "prefill", "decode", "training"]
     done: Count
     total: Count
 
@@ -592,6 +929,12 @@ MESSAGES: tuple[type[Message], ...] = (
     Card,
     Revocation,
     Evidence,
+    Line,
+    Manifest,
+    Vote,
+    Approval,
+    Veto,
+    Withdrawal,
     EntriesWanted,
     Entries,
     Request,
@@ -606,5 +949,13 @@ MESSAGES: tuple[type[Message], ...] = (
     Income,
     SettlementWanted,
     Accepted,
+    BlobWanted,
+    BlobComing,
+    RunAnnouncement,
+    Enlistment,
+    RunOpening,
+    RoundTask,
+    RoundUpdate,
+    Spend,
 )
 BY_KIND: dict[str, type[Message]] = {message.kind: message for message in MESSAGES}

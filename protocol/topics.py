@@ -42,7 +42,15 @@ class StreamProtocol:
 
 
 # Few and small: what every member must know about who belongs and what names mean. Nothing per chat.
-ASSEMBLY = Topic("/agora/assembly/1", frozenset({"charter", "admitted", "card", "revocation", "evidence"}))
+ASSEMBLY = Topic(
+    "/agora/assembly/1",
+    frozenset(
+        {"charter", "admitted", "card", "revocation", "evidence"}
+        | {"line", "manifest", "vote", "approval", "veto", "withdrawal"}
+    ),
+)
+# Who would train? A few a day.
+RUNS = Topic("/agora/runs/1", frozenset({"run_announcement"}), message_bytes_max=limits.MARKET_BYTES_MAX)
 
 # The first stream on each connection, opened by the side that dialled: [Hello] -> [Hello].
 HELLO = StreamProtocol("/agora/hello/1", frame_bytes_max=limits.HELLO_BYTES_MAX, streams_max=2)
@@ -59,6 +67,13 @@ JOB = StreamProtocol("/agora/job/1", frame_bytes_max=limits.PROMPT_BYTES_MAX, st
 # [SettlementWanted] -> [Accepted] -> [Receipt] -> [Countersignature], for an attempt whose stream broke; one that was
 # countersigned before gets that again: [SettlementWanted] -> [Countersignature].
 SETTLE = StreamProtocol("/agora/settle/1", frame_bytes_max=2 * limits.MARKET_BYTES_MAX, streams_max=4)
+# [BlobWanted] -> [BlobComing], bare chunks of 256 KiB at most | [Refusal]. At most two chunks are in flight.
+BLOB = StreamProtocol("/agora/blob/1", frame_bytes_max=limits.BLOB_CHUNK_BYTES_MAX, streams_max=4)
+# [Enlistment | Decline], one way, to the run's announcer.
+ENLIST = StreamProtocol("/agora/enlist/1", frame_bytes_max=limits.MARKET_BYTES_MAX, streams_max=4)
+# The run's first stream to a member: [RunOpening], [Award] -> [Accept | Decline]. Then one for each round:
+# [RoundTask], chunks -> progress frames, [RoundUpdate], chunks, [Receipt] -> [Countersignature].
+ROUND = StreamProtocol("/agora/round/1", frame_bytes_max=limits.BLOB_CHUNK_BYTES_MAX, streams_max=4)
 
-TOPICS = (ASSEMBLY,)
-STREAM_PROTOCOLS = (HELLO, ADMISSION, ADVERT, ADVERTS_WANTED, SYNC, JOB, SETTLE)
+TOPICS = (ASSEMBLY, RUNS)
+STREAM_PROTOCOLS = (HELLO, ADMISSION, ADVERT, ADVERTS_WANTED, SYNC, JOB, SETTLE, BLOB, ENLIST, ROUND)

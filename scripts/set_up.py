@@ -122,7 +122,7 @@ def install(progress: Progress) -> tuple[int, deque[str]]:
     with (
         LOG.open("w", encoding="utf-8") as log,
         subprocess.Popen(
-            [*pip, "--progress-bar=off", "-c", "constraints.txt", "-e", ".[dev]"],
+            [*pip, "--progress-bar=off", "-c", "constraints.txt", "-e", ".[dev,train]"],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -18,6 +18,7 @@ from protocol.messages import BY_KIND, NO_HASH, Charter, Entry, RollEntry
 PASS_PERCENT = 67
 MACHINE_VOTE_MS = 30 * 60 * 1000  # devices evaluate and vote without asking anybody
 HUMAN_APPROVAL_MS = 24 * 3600 * 1000  # a human sleeps
+APPROVALS_MIN = 1  # a patch changes what everybody is told: a human reads the scores first
 VETO_MS = 3600 * 1000  # when no approval is asked for, time enough to see a proposal and say no
 
 BYZANTINE_VOTERS_MIN = 4  # n >= 3 f + 1 with f = 1
@@ -75,6 +76,7 @@ def founding_charter(
         machine_vote_ms=MACHINE_VOTE_MS,
         human_approval_ms=HUMAN_APPROVAL_MS,
         veto_ms=VETO_MS,
+        approvals_min=APPROVALS_MIN,
     )
 
 

@@ -221,6 +221,7 @@ class Purchasing:
                     attempt=request.attempt,
                     seller=sale.seller,
                     model=request.model,
+                    adapter=request.adapter,
                     hold_micro=hold,
                     prompt_micro=bid.prompt_micro,
                     completion_micro=bid.completion_micro,
@@ -400,6 +401,7 @@ class Purchasing:
             job_id=job_id,
             attempt=attempt,
             model=digest,
+            adapter=NO_HASH,
             prompt_tokens=prompt_tokens,
             completion_tokens_max=completion_tokens,
             total_micro_max=reserve_micro(

@@ -215,6 +215,7 @@ class Puppet:
             "job_id": job,
             "attempt": 1,
             "model": ECHO_MODEL,
+            "adapter": NO_HASH,
             "prompt_tokens": 10,
             "completion_tokens_max": 50,
             "total_micro_max": 1_000_000,

@@ -142,6 +142,7 @@ def make() -> dict[str, dict[str, Any]]:
             machine_vote_ms=1_800_000,
             human_approval_ms=86_400_000,
             veto_ms=3_600_000,
+            approvals_min=1,
         ),
         FOUNDER,
     )
@@ -279,6 +280,7 @@ def _market(vectors: _Vectors) -> None:
             job_id=JOB,
             attempt=1,
             model=MODEL,
+            adapter=NO_HASH,
             prompt_tokens=12,
             completion_tokens_max=1_024,
             total_micro_max=100_000,
@@ -380,6 +382,7 @@ def _award(seller: Identity, request: bytes = NO_HASH, bid: bytes = NO_HASH) -> 
         attempt=1,
         seller=seller.peer_id,
         model=MODEL,
+        adapter=NO_HASH,
         hold_micro=41_080,
         prompt_micro=10,
         completion_micro=40,

@@ -103,6 +103,7 @@ async def request_again(world: World) -> None:
         job_id=mallory.identity.public_key[:16],
         attempt=1,
         model=ECHO_MODEL,
+        adapter=NO_HASH,
         prompt_tokens=20,
         completion_tokens_max=20,
         total_micro_max=1_000_000,

@@ -62,6 +62,7 @@ class Stage:
             "attempt": 1,
             "seller": self.seller.peer_id,
             "model": ECHO_MODEL,
+            "adapter": NO_HASH,
             "hold_micro": 1,
             "prompt_micro": 1,
             "completion_micro": 1,

@@ -1,0 +1,52 @@
+"""Blobs: byte strings named by their SHA-256 that any member may fetch: adapters, public sets, checkpoints.
+
+Nothing private is ever put here: what is in it is served to whoever of the mesh asks (`services/blob_exchange.py`).
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from runtime.engine import Digest
+
+
+class Blobs(Protocol):
+    """This device's blobs. Two backends: a directory of the home, and the simulator's memory."""
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the whole blob is here."""
+
+    def size(self, digest: Digest) -> int:
+        """Its length in bytes.
+
+        Raises:
+            KeyError: it is not here.
+        """
+
+    def path(self, digest: Digest) -> Path:
+        """Where a backend that works with files finds it. (In a world there is no such file.)"""
+
+    async def read(self, digest: Digest, offset: int = 0, size: int | None = None) -> bytes:
+        """Return bytes of it from an offset on; all that is left when `size` is None.
+
+        Raises:
+            KeyError: it is not here.
+        """
+
+    async def put(self, data: bytes) -> Digest:
+        """Keep a blob, durably, and return its digest; a second time changes nothing.
+
+        Raises:
+            StoreFull: the disk is; nothing was kept.
+        """
+
+    async def begin(self, digest: Digest, size: int) -> int:
+        """Make room for a blob that is being fetched; return how many bytes of it an earlier try has left here."""
+
+    async def append(self, digest: Digest, offset: int, data: bytes) -> None:
+        """Add what follows at `offset`, which is where the last append ended."""
+
+    async def finish(self, digest: Digest) -> bool:
+        """Verify what was appended and keep it as the blob; False: it is another, and all of it was dropped."""
+
+    async def drop(self, digest: Digest) -> None:
+        """Forget a blob, or what was fetched of it."""
