@@ -65,7 +65,7 @@ def test_every_command_line_of_the_readme_is_one_that_exists() -> None:
     [
         (["sell"], "no such command 'sell'; run 'agora --help'"),
         (["model", "add"], "missing argument 'FILE.gguf'; run 'agora model add --help'"),
-        (["status", "--loud"], "no such option: --loud; run 'agora status --help'"),
+        (["status", "--loud"], "no such option '--loud'; run 'agora status --help'"),
         (
             ["invite", "--expires", "soon", "--home", "HOME"],
             "--expires is 'soon', expected a duration such as 90s, 30m, 24h or 7d",
