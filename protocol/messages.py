@@ -220,6 +220,22 @@ class Charter(Entry, frozen=True, kw_only=True):
     approvals_min: Annotated[int, Meta(ge=0, le=limits.ROLL_MAX)]
 
 
+class CharterConsent(Entry, frozen=True, kw_only=True):
+    """A voter of the charter in force, of the proposed one, or a recovery key, agrees to the next charter.
+
+    Attributes:
+        charter: the id of the proposed charter's entry.
+        version: its version, so that two consents prove a contradiction by themselves.
+    """
+
+    kind = "charter_consent"
+    bytes_max = limits.BID_BYTES_MAX
+    log = "assembly"
+
+    charter: Hash
+    version: Annotated[int, Meta(ge=2)]
+
+
 class Invitation(Message, frozen=True, kw_only=True):
     """A roll member's word that whoever holds the one-use key may join. Travels out of band, inside an invite text.
 
@@ -922,6 +938,7 @@ MESSAGES: tuple[type[Message], ...] = (
     AdvertsWanted,
     Adverts,
     Charter,
+    CharterConsent,
     Invitation,
     JoinRequest,
     Refusal,

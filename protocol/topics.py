@@ -45,7 +45,7 @@ class StreamProtocol:
 ASSEMBLY = Topic(
     "/agora/assembly/1",
     frozenset(
-        {"charter", "admitted", "card", "revocation", "evidence"}
+        {"charter", "charter_consent", "admitted", "card", "revocation", "evidence"}
         | {"line", "manifest", "vote", "approval", "veto", "withdrawal"}
     ),
 )
