@@ -21,6 +21,7 @@ from marketplace.budget import Budget
 from marketplace.exposure import Exposure
 from marketplace.ledger import Ledger
 from marketplace.pricing import Prices
+from node.adapter_maker import AdapterMaker, Compute, at_once
 from node.chat import ChatEvent, ChatRequest
 from node.clock import Clock, MembersTime
 from node.config import Config
@@ -49,6 +50,7 @@ from protocol.identity import Identity, PeerId
 from protocol.mesh import Mesh
 from protocol.messages import Card, Charter, Device, Revocation
 from runtime.engine import Digest, Engine, ModelCard
+from runtime.trainer import Trainer
 
 if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own types
     from trio_typing import TaskStatus
@@ -78,6 +80,9 @@ class Ports:
     rng: Random
     device: Callable[[], Device]
     library: Library | None = None
+    trainer: Trainer | None = None  # None: this device takes part in no run
+    adapters: AdapterMaker | None = None  # None: it coordinates none
+    compute: Compute = at_once
 
 
 class Node:
