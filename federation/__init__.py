@@ -1,1 +1,1 @@
-"""How many nodes train one adapter. The first release has no training yet; its rules will live here."""
+"""How many devices train one adapter: its mathematics, its privacy, and the rules of a run. Pure but for numpy and Flower."""
