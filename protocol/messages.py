@@ -41,6 +41,8 @@ DeclineReason = Literal[
     "credit",
     "unsettled",
     "not_admitted",
+    "data",  # a run: no set of the wanted name
+    "cohort",  # a run: fewer together than this owner accepts
 ]
 
 NO_HASH = bytes(32)  # the `prev` of a log's first entry; the mesh id inside the founding charter's envelope
