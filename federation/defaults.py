@@ -1,0 +1,22 @@
+"""The recipe that a run has unless its author says otherwise, as measured by `node/bench/federated.py`."""
+
+from typing import Final
+
+from protocol.messages import LoraShape, Recipe
+
+ALL_LINEARS: Final = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+# FFA-LoRA on all linear layers. Half of each batch is replayed: with less of it the other domains are forgotten. The
+# strategy is chosen by the cohort's size where it is left to the default.
+DEFAULT_RECIPE: Final = Recipe(
+    shape=LoraShape(rank=8, alpha=16, targets=ALL_LINEARS),
+    seed=0,
+    is_a_frozen=True,
+    rounds=16,
+    steps=30,
+    batch=16,
+    learning_rate_ppm=5_000,
+    replay_percent=50,
+    strategy="default",
+    parameters=(),
+)
