@@ -2,12 +2,13 @@
 
 It is honest: it takes time (a virtual clock's too), has slots and a bounded queue, reads its prompt before it
 answers, and its tokens are reversible: id and word can be computed from each other, so a successor that is given the
-ids goes on exactly. It is not clever.
+ids goes on exactly. It is not clever. With an adapter it puts the adapter's name before each round of the words.
 """
 
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 
 import trio
 
@@ -27,6 +28,7 @@ from runtime.engine import (
     Progress,
     PromptTooLong,
     Tokens,
+    UnknownAdapter,
     UnknownModel,
 )
 from runtime.llama.tokens import CompletionText, State
@@ -68,6 +70,7 @@ class EchoEngine:
         self._queue_max = queue_max
         self._repetitions = repetitions
         self._tokens_per_frame = tokens_per_frame
+        self._adapters: dict[Digest, Digest] = {}
         self._running = 0
         self._waiting: deque[trio.Event] = deque()
 
@@ -75,6 +78,21 @@ class EchoEngine:
     def models(self) -> Mapping[Digest, ModelCard]:
         """The models that can be asked for."""
         return self._cards
+
+    @property
+    def adapters(self) -> Mapping[Digest, Digest]:
+        """The adapters that can be asked for, and the model that each is for."""
+        return {adapter: base for adapter, base in self._adapters.items() if base in self._cards}
+
+    async def load_adapter(self, base: Digest, adapter: Digest, path: Path) -> None:  # noqa: ARG002  (no file is read)
+        """Take an adapter; any file will do, or none, since a world has no disk."""
+        self._card(base)
+        await trio.lowlevel.checkpoint()
+        self._adapters[adapter] = base
+
+    def unload_adapter(self, adapter: Digest) -> None:
+        """Take no more requests for it. Those under way do not look it up again."""
+        self._adapters.pop(adapter, None)
 
     def status(self, model: Digest) -> EngineStatus:
         """Return slots, queue, and the speeds it was made with."""
@@ -102,6 +120,10 @@ class EchoEngine:
     async def generate(self, request: Generation) -> AsyncGenerator[Frame, None]:
         """Yield the frames of one generation. See the port."""
         card = self._card(request.model)
+        if request.adapter is not None and self.adapters.get(request.adapter) != request.model:
+            raise UnknownAdapter(
+                f"no adapter {request.adapter.hex()[:8]} for model {request.model.hex()[:8]}"
+            )
         prompt_tokens = await self.count_tokens(request.model, request.messages)
         turn = self._take_turn()
         try:
@@ -122,7 +144,7 @@ class EchoEngine:
                 text.feed(token_bytes(id_))
             tokens_max = min(request.tokens_max, card.context_tokens - prompt_tokens)
             completion = len(request.received)
-            rest = self._answer(request.messages, skip=completion)
+            rest = self._answer(request, skip=completion)
             while text.state is State.OPEN and completion < tokens_max:
                 ids = tuple(islice(rest, min(self._tokens_per_frame, tokens_max - completion)))
                 if not ids:
@@ -180,8 +202,12 @@ class EchoEngine:
             yield (int(prompt_tokens * passed_s / total_s) if total_s else 0), wait_s
             passed_s += wait_s
 
-    def _answer(self, messages: tuple[ChatMessage, ...], skip: int) -> Iterator[int]:
-        words = next((message.content for message in reversed(messages) if message.role == "user"), "")
+    def _answer(self, request: Generation, skip: int) -> Iterator[int]:
+        words = next(
+            (message.content for message in reversed(request.messages) if message.role == "user"), ""
+        )
+        if request.adapter is not None:
+            words = f"{request.adapter.hex()[:8]}: {words}"
         round_ = [int.from_bytes(b"\1" + piece, "big") for piece in _pieces(words + " ")]
         position = skip
         while self._repetitions is None or position < self._repetitions * len(round_):

@@ -10,6 +10,7 @@ only the sandboxed child runs it.
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import NewType, Protocol
 
 from protocol.errors import AgoraError
@@ -68,6 +69,7 @@ class Generation:
             prompt is prefilled as usual and these are then decoded one by one while that is estimated to take under
             2 s (greedy: exact), else prefilled. Sampler and stop-sequence states are rebuilt by feeding them. No
             frame is sent for them; the text goes on exactly after theirs.
+        adapter: a LoRA adapter that was loaded for this model; None: the bare base.
     """
 
     model: Digest
@@ -76,6 +78,7 @@ class Generation:
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     received: tuple[int, ...] = ()
+    adapter: Digest | None = None
 
 
 @dataclass(frozen=True)
@@ -172,12 +175,52 @@ class ModelSetAside(UnknownModel):
     """The model killed its process again and again, so it is not loaded any more; the message says what was found."""
 
 
+class UnknownAdapter(EngineError):
+    """No such adapter is loaded for this model."""
+
+
+class AdapterSetAside(UnknownAdapter):
+    """The adapter killed its process again and again, so it is not used any more; the message says what was found."""
+
+
+class AdapterRefused(EngineError):
+    """The file is not this adapter, breaks a rule of the strict checker, or fits another base."""
+
+
 class Engine(Protocol):
     """Runs generations. Any number may be under way; those over `slots` wait in a bounded queue."""
 
     @property
     def models(self) -> Mapping[Digest, ModelCard]:
         """The models that can be asked for now."""
+
+    @property
+    def adapters(self) -> Mapping[Digest, Digest]:
+        """The adapters that can be asked for now, and the model that each is for."""
+
+    async def load_adapter(self, base: Digest, adapter: Digest, path: Path) -> None:
+        """Make an adapter ready to serve, beside whatever is running. It is ready when this returns.
+
+        Generations go on with what they began with, also if that is another adapter or none. Loading an adapter that
+        is loaded already changes nothing. The engine keeps it through deaths of whatever it runs in.
+
+        Args:
+            base: the model that it is for.
+            adapter: the SHA-256 of the file.
+            path: the GGUF file; it stays there for as long as the adapter is loaded.
+
+        Raises:
+            UnknownModel: the base is not on this engine.
+            AdapterSetAside: it has killed its process before; `unload_adapter` forgets that.
+            AdapterRefused: the file is not that adapter, or none for this base.
+            EngineDied: it killed its process; another attempt is possible.
+        """
+
+    def unload_adapter(self, adapter: Digest) -> None:
+        """Take no more requests for it, and give its memory back once the accepted ones have ended.
+
+        An adapter that is not loaded is no error.
+        """
 
     def status(self, model: Digest) -> EngineStatus:
         """Return what a bid for this model may promise now.
@@ -200,5 +243,6 @@ class Engine(Protocol):
         within 100 ms.
 
         Raises:
+            UnknownAdapter: the request's adapter is not loaded for its model; nothing was done.
             EngineError: one of its kinds, before or between frames.
         """

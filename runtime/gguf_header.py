@@ -1,14 +1,16 @@
 """The header of a GGUF file, read in pure Python with bounds, before any C++ sees the file.
 
 llama.cpp aborts on a `block_count` of 0 or 10^6 and trusts many lengths. Everything here is checked against the size
-of the file first: counts, lengths, and where each tensor lies. The reader holds no tensor and no token list.
+of the file first: counts, lengths, and where each tensor lies. The reader holds no tensor and no token list; of the
+tensors it keeps names and shapes, which adapters are checked against.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,12 +66,42 @@ class Header:
     kv_bytes_per_token: int  # of an F16 cache; 0 if the architecture does not tell
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What an adapter of this model must fit.
+
+    Attributes:
+        architecture: "llama", "qwen2"…
+        heads: of attention's queries; 0 if the header does not tell.
+        kv_heads: of its keys; fewer with grouped-query attention.
+        shapes: of all two-dimensional tensors by name ("blk.0.attn_q.weight"): (out, in), as in a linear layer.
+    """
+
+    architecture: str
+    heads: int
+    kv_heads: int
+    shapes: Mapping[str, tuple[int, int]] = field(repr=False)
+
+
 def read(path: str | Path) -> Header:
     """Read a file's header.
 
     Raises:
         BadModelFile: it is none, or is cut short, or lies about itself.
     """
+    return _open(path)[0]
+
+
+def read_layout(path: str | Path) -> Layout:
+    """Read what adapters need to know of a model.
+
+    Raises:
+        BadModelFile: as for `read`.
+    """
+    return _open(path)[1]
+
+
+def _open(path: str | Path) -> tuple[Header, Layout]:
     with Path(path).open("rb") as file:
         return _Reader(file, os.fstat(file.fileno()).st_size).read()
 
@@ -79,8 +111,9 @@ class _Reader:
         self._file = file
         self._size = size
         self._left = min(size, HEADER_BYTES_MAX)
+        self._shapes: dict[str, tuple[int, int]] = {}
 
-    def read(self) -> Header:
+    def read(self) -> tuple[Header, Layout]:
         magic = self._bytes(4, "magic")
         if magic != MAGIC:
             raise BadModelFile(f"the file begins with {magic!r}, expected {MAGIC!r}: it is no GGUF")
@@ -96,7 +129,15 @@ class _Reader:
                 raise BadModelFile(f"metadata key {key!r} occurs twice")
             metadata[key] = self._value(self._number("<I", "metadata type"), key)
         parameters, commonest = self._tensors(tensors, _alignment(metadata))
-        return _summary(metadata, parameters, commonest)
+        header = _summary(metadata, parameters, commonest)
+        heads = _whole(metadata, header.architecture, "attention.head_count", 0)
+        layout = Layout(
+            architecture=header.architecture,
+            heads=heads,
+            kv_heads=_whole(metadata, header.architecture, "attention.head_count_kv", heads),
+            shapes=self._shapes,
+        )
+        return header, layout
 
     def _tensors(self, count: int, alignment: int) -> tuple[int, str]:
         """Check where each tensor lies; return the number of parameters and the type that most of them have."""
@@ -125,6 +166,8 @@ class _Reader:
                 raise BadModelFile(
                     f"tensor {name!r} has rows of {shape[0]}, expected a multiple of {block_items}"
                 )
+            if len(shape) == 2:
+                self._shapes[name] = (shape[1], shape[0])
             offset = self._number("<Q", "tensor offset")
             if offset % alignment:
                 raise BadModelFile(f"tensor {name!r} begins at {offset}, expected a multiple of {alignment}")
@@ -234,13 +277,17 @@ def _bounded(metadata: dict[str, object], key: str, most: int) -> int:
 
 def _kv_bytes(metadata: dict[str, object], architecture: str, layers: int) -> int:
     def whole(key: str, otherwise: int) -> int:
-        value = metadata.get(f"{architecture}.{key}", otherwise)
-        if isinstance(value, list):  # one for each layer
-            value = max((item for item in value if isinstance(item, int)), default=otherwise)
-        return value if isinstance(value, int) and 0 <= value <= 1 << 20 else 0
+        return _whole(metadata, architecture, key, otherwise)
 
     heads = whole("attention.head_count", 0)
     width = whole("embedding_length", 0) // heads if heads else 0
     row = whole("attention.key_length", width) + whole("attention.value_length", width)
     total = 2 * layers * whole("attention.head_count_kv", heads) * row
     return total if total < 1 << 31 else 0
+
+
+def _whole(metadata: dict[str, object], architecture: str, key: str, otherwise: int) -> int:
+    value = metadata.get(f"{architecture}.{key}", otherwise)
+    if isinstance(value, list):  # one for each layer
+        value = max((item for item in value if isinstance(item, int)), default=otherwise)
+    return value if isinstance(value, int) and 0 <= value <= 1 << 20 else 0

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import astuple, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -21,6 +22,7 @@ import trio
 
 from protocol.limits import TOKENS_PER_REQUEST_MAX
 from runtime.engine import (
+    AdapterRefused,
     BadTemplate,
     ChatMessage,
     Digest,
@@ -120,6 +122,19 @@ class LlamaEngine:
             for digest, card in self._store.models.items()
             if not self._record(digest).set_aside
         }
+
+    @property
+    def adapters(self) -> Mapping[Digest, Digest]:
+        """Those that were loaded, but for those set aside."""
+        return {}
+
+    async def load_adapter(self, base: Digest, adapter: Digest, path: Path) -> None:
+        """Check an adapter in the child, and have it ready there. See the port."""
+        self._check_model(base)
+        raise AdapterRefused(f"adapter {adapter.hex()[:8]} at {path} cannot be loaded by this engine")
+
+    def unload_adapter(self, adapter: Digest) -> None:
+        """Take no more requests for it. See the port."""
 
     def status(self, model: Digest) -> EngineStatus:
         """Return what a bid for this model may promise now."""
