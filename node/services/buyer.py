@@ -82,7 +82,9 @@ class Buyer:
         open_purchasing: Callable[[trio.Nursery], Purchasing],
         journal: Journal,
         rng: Random,
+        is_of_a_run: Callable[[bytes], bool] = lambda _award_id: False,
     ) -> None:
+        self._is_of_a_run = is_of_a_run
         self._mesh = mesh
         self._wire = wire
         self._clock = clock
@@ -98,9 +100,9 @@ class Buyer:
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Hold the jobs: they outlive the client that asked by as long as it takes to settle them."""
         for award in self._logbook.ledger.open_awards(self._logbook.me):
-            self._logbook.ledger.void(
-                award.id
-            )  # its lease, and whoever waited for it, ended with the last run
+            if not self._is_of_a_run(award.id):  # a training run goes on where it was
+                # its lease, and whoever waited for it, ended with the last run of this daemon
+                self._logbook.ledger.void(award.id)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._purchasing = self._open_purchasing(nursery)

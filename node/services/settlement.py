@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
+from marketplace.batch import RoundWork, check_round_receipt, draft_round_receipt
 from marketplace.exposure import Exposure
 from marketplace.receipt import (
     Mismatch,
@@ -31,7 +32,7 @@ from node.services.sync import Sync
 from node.store import StoreFailed
 from node.wire import Wire
 from protocol.envelope import Sealed, narrow
-from protocol.errors import AgoraError, NotAuthorised, RemoteProtocolError, StreamBroken
+from protocol.errors import AgoraError, MeshError, NotAuthorised, RemoteProtocolError, StreamBroken
 from protocol.identity import PeerId
 from protocol.mesh import Mesh, Stream
 from protocol.messages import (
@@ -118,6 +119,7 @@ class Settlement:
         self._nursery: trio.Nursery | None = None
         self._claims = 0
         self._countersigning: set[tuple[bytes, int]] = set()
+        self.rounds: dict[bytes, RoundWork] = {}  # that this device has bought, by job id; still claimable
         mesh.serve(SETTLE, self._answer)
 
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
@@ -163,12 +165,41 @@ class Settlement:
             return
         work, buyer = delivery.work, delivery.award.sender
         wanted = SettlementWanted(award=work.award, job_id=work.job_id, attempt=work.attempt)
-        written = [
-            receipt
-            for receipt in self._logbook.ledger.unsettled(self._logbook.me)
-            if (receipt.message.job_id, receipt.message.attempt) == (work.job_id, work.attempt)
+        written = self._written(work.job_id, work.attempt)
+        self._follow_up(_Claim(buyer, wanted, delivery, written, on_end))
+
+    async def settle_round(self, stream: Stream, work: RoundWork) -> None:
+        """Send the receipt of a round behind its update and wait for the countersignature; claim it later if none comes.
+
+        The round may come again after a crash of the coordinator: it has one receipt all the same.
+
+        Raises:
+            RemoteProtocolError: what came is no countersignature of this receipt.
+            StoreFailed, NotConfirmed: nothing can be signed now.
+        """
+        payment = self._logbook.ledger.payment(work.buyer, work.job_id, work.attempt)
+        receipt = payment.receipt if payment else self._written(work.job_id, work.attempt)
+        if receipt is None:
+            place = partial(_place_round_receipt, work, self._logbook.ledger.chargeable_micro(work.award.id))
+            receipt = await self._logbook.write(Receipt, place)
+            self._exposure.owe(work.buyer, work.job_id, work.attempt, receipt.message.amount_micro)
+        try:
+            with trio.fail_after(RECEIPT_TIMEOUT_S):
+                await stream.send(receipt.raw)
+                if payment is not None:  # the payer has only lost what it signed before
+                    return
+                await self._take_countersignature(stream, receipt)
+        except (MeshError, trio.TooSlowError):
+            wanted = SettlementWanted(award=work.award.id, job_id=work.job_id, attempt=work.attempt)
+            self._follow_up(_Claim(work.buyer, wanted, receipt=receipt))
+
+    def _written(self, job_id: bytes, attempt: int) -> Sealed[Receipt] | None:
+        """The receipt that an attempt has already, and that nobody has countersigned."""
+        unsettled = self._logbook.ledger.unsettled(self._logbook.me)
+        mine = [
+            each for each in unsettled if (each.message.job_id, each.message.attempt) == (job_id, attempt)
         ]
-        self._follow_up(_Claim(buyer, wanted, delivery, written[0] if written else None, on_end))
+        return mine[0] if mine else None
 
     def _follow_up(self, claim: _Claim) -> None:
         if self._nursery is None:
@@ -297,7 +328,7 @@ class Settlement:
         try:
             with trio.fail_after(RECEIPT_TIMEOUT_S):
                 receipt = await self._wire.receive(stream, Receipt)
-                await self._countersign(stream, receipt, job, attempt)
+                await self._pay(stream, receipt, attempt)
                 await stream.end()
         except RemoteProtocolError:
             raise
@@ -308,18 +339,53 @@ class Settlement:
             return False
         return True
 
-    async def _countersign(
-        self, stream: Stream, receipt: Sealed[Receipt], job: Job, attempt: Attempt
-    ) -> None:
+    async def pay_round(self, stream: Stream, work: RoundWork) -> bool:
+        """Receive the receipt of a round whose update was taken and countersign it; False when none came in time.
+
+        The member then has to come for it.
+
+        Raises:
+            RemoteProtocolError: the receipt does not say what happened; nothing is signed.
+        """
+        self.rounds[work.job_id] = work
+        try:
+            with trio.fail_after(RECEIPT_TIMEOUT_S):
+                await self._pay_round(stream, work)
+        except RemoteProtocolError:
+            raise
+        except (AgoraError, trio.TooSlowError) as error:
+            reason = str(error) or "no receipt in time"
+            self._journal.write("receipt_missing", job=work.job_id.hex(), reason=reason)
+            return False
+        return True
+
+    async def _pay_round(self, stream: Stream, work: RoundWork) -> None:
+        receipt = await self._wire.receive(stream, Receipt, may_repeat=True)
+        payment = self._logbook.ledger.payment(self._logbook.me, work.job_id, work.attempt)
+        if payment is not None:  # before a crash; its seller may have lost the countersignature
+            await stream.send(payment.countersignature.raw)
+            return
+        await self._countersign(stream, receipt, check_round_receipt(receipt, work))
+
+    async def _pay(self, stream: Stream, receipt: Sealed[Receipt], attempt: Attempt) -> None:
         assert attempt.award is not None
         assert attempt.work is not None
         fault = check_receipt(receipt, attempt.award, attempt.work, attempt.ids)
+        await self._countersign(stream, receipt, fault, attempt)
+
+    async def _countersign(
+        self,
+        stream: Stream,
+        receipt: Sealed[Receipt],
+        fault: Mismatch | None,
+        attempt: Attempt | None = None,
+    ) -> None:
         if fault is not None:
             raise RemoteProtocolError(f"receipt has {fault.field} {fault.found}, expected {fault.expected}")
         refused = self._logbook.ledger.may_post(receipt)
         if refused is not None:
             raise RemoteProtocolError(f"receipt may not be paid: {refused.detail}")
-        key = (job.job_id, attempt.number)
+        key = (receipt.message.job_id, receipt.message.attempt)
         if key in self._countersigning:  # the ledger will only know of the first when it is on disk
             raise RemoteProtocolError("another receipt of this attempt is being countersigned")
         self._countersigning.add(key)
@@ -330,13 +396,14 @@ class Settlement:
             )
         finally:
             self._countersigning.remove(key)
-        attempt.receipt_id = receipt.id.hex()
-        attempt.amount_micro = receipt.message.amount_micro
+        if attempt is not None:
+            attempt.receipt_id = receipt.id.hex()
+            attempt.amount_micro = receipt.message.amount_micro
         await stream.send(countersignature.raw)
         self._journal.write(
             "receipt_countersigned",
-            job=job.job_id.hex(),
-            attempt=attempt.number,
+            job=receipt.message.job_id.hex(),
+            attempt=receipt.message.attempt,
             receipt=receipt.id,
             payee=receipt.message.payee,
             amount_micro=receipt.message.amount_micro,
@@ -350,6 +417,14 @@ class Settlement:
         payment = self._logbook.ledger.payment(self._logbook.me, wanted.job_id, wanted.attempt)
         if payment is not None:
             await stream.send(payment.countersignature.raw)
+            return
+        if (bought := self.rounds.get(wanted.job_id)) is not None and bought.award.id == wanted.award:
+            await self._wire.send(stream, bought.accepted)
+            with trio.move_on_after(CLAIM_TIMEOUT_S):
+                try:
+                    await self._pay_round(stream, bought)
+                except (StoreFailed, NotConfirmed) as error:
+                    raise StreamBroken(f"nothing can be signed now: {error}") from error
             return
         job = self._jobs.find(wanted.job_id)
         attempt = job.attempts[wanted.attempt - 1] if job and wanted.attempt <= len(job.attempts) else None
@@ -384,7 +459,7 @@ class Settlement:
                 )
                 return
             try:
-                await self._countersign(stream, receipt, job, attempt)
+                await self._pay(stream, receipt, attempt)
             except (StoreFailed, NotConfirmed) as error:
                 raise StreamBroken(f"nothing can be signed now: {error}") from error  # its seller comes again
             await self._jobs.store(job)
@@ -411,3 +486,7 @@ def _place_receipt(
         index=index,
         prev=prev,
     )
+
+
+def _place_round_receipt(work: RoundWork, chargeable_micro: int, index: int, prev: bytes) -> Receipt:
+    return draft_round_receipt(work, chargeable_micro=chargeable_micro, index=index, prev=prev)
