@@ -319,8 +319,8 @@ class Evidence(Entry, frozen=True, kw_only=True):
     bytes_max = limits.GOSSIP_BYTES_MAX
     log = "assembly"
 
-    first: Annotated[bytes, Meta(max_length=limits.MARKET_BYTES_MAX)]
-    second: Annotated[bytes, Meta(max_length=limits.MARKET_BYTES_MAX)]
+    first: Annotated[bytes, Meta(max_length=limits.MANIFEST_BYTES_MAX)]
+    second: Annotated[bytes, Meta(max_length=limits.MANIFEST_BYTES_MAX)]
 
 
 # --- lines and patches: what a model is judged by, what it shall become, who agrees ------------------------------------

@@ -11,24 +11,39 @@ sys.path.insert(0, str(ROOT))
 
 from protocol.messages import (  # noqa: E402  (found through the line above)
     MESSAGES,
+    Contribution,
     Device,
     Entry,
     FailedFrame,
     FinishedFrame,
     Head,
+    LoraShape,
     Message,
     ModelOffer,
     Part,
     ProgressFrame,
+    Recipe,
     RollEntry,
     SamplingTerms,
+    Score,
     TokensFrame,
     Turn,
 )
 from protocol.topics import STREAM_PROTOCOLS, TOPICS  # noqa: E402
 
 PROTOCOL_MD = ROOT / "docs" / "PROTOCOL.md"
-PARTS: tuple[type[Part], ...] = (Head, ModelOffer, Device, RollEntry, SamplingTerms, Turn)
+PARTS: tuple[type[Part], ...] = (
+    Head,
+    ModelOffer,
+    Device,
+    RollEntry,
+    Score,
+    LoraShape,
+    Contribution,
+    SamplingTerms,
+    Turn,
+    Recipe,
+)
 FRAMES: tuple[type[Part], ...] = (TokensFrame, ProgressFrame, FinishedFrame, FailedFrame)
 
 
@@ -81,7 +96,10 @@ def _part(title: str, form: type[Part]) -> str:
 
 
 def _default(field: ms.Field) -> str:
-    return "" if field.required else f"; {field.default:,} when it is missing"
+    if field.required:
+        return ""
+    missing = "empty" if field.default == () else f"{field.default:,}"
+    return f"; {missing} when it is missing"
 
 
 def _said(kind: ms.Type) -> str:
@@ -105,6 +123,8 @@ def _said(kind: ms.Type) -> str:
             return "one of " + " ".join(f'`"{value}"`' for value in kind.values)
         case ms.VarTupleType():
             return f"list of {_between(kind.min_length, kind.max_length)}: {_said(kind.item_type)}"
+        case ms.TupleType():
+            return "list of " + " and ".join(_said(item) for item in kind.item_types)
         case ms.StructType():
             return f"`{kind.cls.__name__}`"
         case ms.UnionType():

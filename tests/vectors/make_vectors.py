@@ -26,14 +26,20 @@ from protocol.messages import (  # noqa: E402
     Advert,
     Adverts,
     AdvertsWanted,
+    Approval,
     Award,
     Bid,
+    BlobComing,
+    BlobWanted,
     Cancel,
     Card,
     Charter,
+    CharterConsent,
+    Contribution,
     Countersignature,
     Decline,
     Device,
+    Enlistment,
     Entries,
     EntriesWanted,
     Evidence,
@@ -44,19 +50,32 @@ from protocol.messages import (  # noqa: E402
     Income,
     Invitation,
     JoinRequest,
+    Line,
+    LoraShape,
+    Manifest,
     Message,
     ModelOffer,
     Part,
     ProgressFrame,
     Receipt,
+    Recipe,
     Refusal,
     Request,
     Revocation,
     RollEntry,
+    RoundTask,
+    RoundUpdate,
+    RunAnnouncement,
+    RunOpening,
     SamplingTerms,
+    Score,
     SettlementWanted,
+    Spend,
     TokensFrame,
     Turn,
+    Veto,
+    Vote,
+    Withdrawal,
     Work,
 )
 
@@ -71,7 +90,8 @@ def _bytes(name: str, size: int = 32) -> bytes:
 FOUNDER, SELLER, ONE_USE, HUMAN = (
     Identity(_bytes(name)) for name in ("founder", "seller", "one-use", "human")
 )
-MODEL, JOB = _bytes("model"), _bytes("job", 16)
+MODEL, JOB, RUN = _bytes("model"), _bytes("job", 16), _bytes("run", 16)
+SHAPE = LoraShape(rank=8, alpha=16, targets=("attn_q", "attn_v"))
 
 
 class _Vectors:
@@ -154,6 +174,8 @@ def make() -> dict[str, dict[str, Any]]:
     )
     _market(vectors)
     _frames(vectors)
+    _patch(vectors)
+    _run(vectors)
     return vectors.files
 
 
@@ -388,6 +410,186 @@ def _award(seller: Identity, request: bytes = NO_HASH, bid: bytes = NO_HASH) -> 
         completion_micro=40,
         lease_ms=600_000,
         session=NO_HASH,
+    )
+
+
+def _patch(vectors: _Vectors) -> None:
+    consent = vectors.add(
+        "entry 5: agrees to the next charter",
+        CharterConsent(
+            index=5,
+            prev=bytes.fromhex(vectors.files["evidence"]["id"]),
+            charter=_bytes("next charter"),
+            version=2,
+        ),
+        FOUNDER,
+    )
+    line = vectors.add(
+        "entry 6: what the patches of a model are judged by",
+        Line(
+            index=6,
+            prev=consent.id,
+            name="tiny-llama",
+            base=MODEL,
+            evaluation=_bytes("evaluation"),
+            evaluation_bytes=48_000,
+            replay=_bytes("replay"),
+            replay_bytes=96_000,
+        ),
+        FOUNDER,
+    )
+    manifest = vectors.add(
+        "entry 0 of the coordinator's assembly log: the outcome of a run shall be version 1 of the line",
+        Manifest(
+            index=0,
+            prev=NO_HASH,
+            line="tiny-llama",
+            version=1,
+            parent=NO_HASH,
+            base=MODEL,
+            adapter=_bytes("adapter"),
+            adapter_bytes=84_416,
+            shape=SHAPE,
+            rolls_back_to=0,
+            run=RUN,
+            rounds=16,
+            cohort=(
+                Contribution(peer=SELLER.peer_id, samples=512, rounds=16, epsilon_milli=-1),
+                Contribution(peer=FOUNDER.peer_id, samples=2_048, rounds=15, epsilon_milli=4_800),
+            ),
+            evaluation=_bytes("evaluation"),
+            before=(Score(domain="heat-pump", right=0, total=40, loss_milli=5_120),),
+            after=(Score(domain="heat-pump", right=40, total=40, loss_milli=12),),
+            expires_at=TIME_MS + 7 * 86_400_000,
+            reason="knows the error codes",
+        ),
+        SELLER,
+    )
+    vectors.add(
+        "entry 7 of the founder's: its vote, with the scores that it measured itself",
+        Vote(
+            index=7,
+            prev=line.id,
+            manifest=manifest.id,
+            line="tiny-llama",
+            version=1,
+            is_yes=True,
+            scores=(Score(domain="heat-pump", right=40, total=40, loss_milli=12),),
+            private="passed",
+            reason="",
+        ),
+        FOUNDER,
+    )
+    approval = vectors.add(
+        "entry 0 of the human's assembly log", Approval(index=0, prev=NO_HASH, manifest=manifest.id), HUMAN
+    )
+    veto = vectors.add(
+        "entry 1: the human's no",
+        Veto(index=1, prev=approval.id, manifest=manifest.id, reason="answers rudely"),
+        HUMAN,
+    )
+    vectors.add(
+        "entry 2: the human bars an adapter for ever",
+        Withdrawal(index=2, prev=veto.id, adapter=_bytes("adapter"), reason="trained on the wrong logs"),
+        HUMAN,
+    )
+
+
+def _run(vectors: _Vectors) -> None:
+    vectors.add(
+        "the adapter, from its second chunk on", BlobWanted(blob=_bytes("adapter"), offset=262_144), SELLER
+    )
+    vectors.add("it is here", BlobComing(size_bytes=300_000), FOUNDER)
+    announcement = vectors.add(
+        "a run; it may be handed on for ten minutes",
+        RunAnnouncement(
+            run=RUN,
+            line="tiny-llama",
+            base=MODEL,
+            data="heat-pump",
+            replay=_bytes("replay"),
+            replay_bytes=96_000,
+            start=NO_HASH,
+            start_bytes=0,
+            parent=bytes(16),
+            recipe=Recipe(
+                shape=SHAPE,
+                seed=7,
+                is_a_frozen=True,
+                rounds=16,
+                steps=30,
+                batch=16,
+                learning_rate_ppm=5_000,
+                replay_percent=50,
+                strategy="multi-krum",
+                parameters=(("num-malicious-nodes", 1_000_000),),
+            ),
+            cohort_min=3,
+            cohort_max=8,
+            round_ms=900_000,
+            step_micro_max=1_000,
+            window_ms=10_000,
+        ),
+        FOUNDER,
+        ttl_ms=600_000,
+    )
+    enlistment = vectors.add(
+        "a sealed bid to take part",
+        Enlistment(
+            announcement=announcement.id,
+            samples=512,
+            step_micro=100,
+            steps_per_ks=20_000,
+            epsilon_milli=4_800,
+        ),
+        SELLER,
+    )
+    vectors.add(
+        "the run is opened to a member, who counts the others",
+        RunOpening(run=RUN, announcement=announcement.raw, enlistments=(enlistment.raw,)),
+        FOUNDER,
+    )
+    task = vectors.add(
+        "train the first round, from the seed's state",
+        RoundTask(
+            run=RUN,
+            round=1,
+            award=_bytes("award"),
+            since=NO_HASH,
+            state=_bytes("state"),
+            payload=_bytes("change"),
+            payload_bytes=38_912,
+            left_ms=900_000,
+        ),
+        FOUNDER,
+    )
+    vectors.add(
+        "the privacy of that round, spent before its first step: entry 3 of the member's bilateral log",
+        Spend(
+            index=3,
+            prev=bytes.fromhex(vectors.files["income"]["id"]),
+            source=_bytes("data set"),
+            run=RUN,
+            round=1,
+            noise_milli=800,
+            rate_ppm=31_250,
+            steps=30,
+        ),
+        SELLER,
+    )
+    vectors.add(
+        "what came of it",
+        RoundUpdate(
+            run=RUN,
+            round=1,
+            task=task.id,
+            payload=_bytes("update"),
+            payload_bytes=38_400,
+            samples=512,
+            steps=30,
+            epsilon_milli=900,
+        ),
+        SELLER,
     )
 
 
