@@ -24,7 +24,7 @@ from protocol import limits
 from protocol.envelope import Sealed, narrow, open_sealed
 from protocol.errors import RemoteProtocolError
 from protocol.identity import PeerId
-from protocol.messages import Accept, Award, Countersignature, Entry, Income, Receipt
+from protocol.messages import Accept, Award, Countersignature, Entry, Income, Receipt, Spend
 
 EARLY_MAX = 4_096  # entries kept for awards not heard of yet: a seller's log may come first
 IDLE_GRACE_MS = (
@@ -95,6 +95,8 @@ class Ledger:
                 return self._apply_countersignature(cast("Sealed[Countersignature]", entry))
             case Income():
                 return self._apply_income(cast("Sealed[Income]", entry))
+            case Spend():
+                return None  # it stands in the same log, and moves no money
         return Refused("malformed", f"{type(entry.message).kind} is no entry of a ledger")
 
     def _apply_award(self, award: Sealed[Award]) -> Refused | Contradiction | None:

@@ -6,7 +6,13 @@ Nothing private is ever put here: what is in it is served to whoever of the mesh
 from pathlib import Path
 from typing import Protocol
 
+from node.store import StoreFull
+from protocol.errors import AgoraError
 from runtime.engine import Digest
+
+
+class BlobNotFound(AgoraError):
+    """No holder that was asked gave the blob; the message says what each of them did."""
 
 
 class Blobs(Protocol):
@@ -40,13 +46,60 @@ class Blobs(Protocol):
         """
 
     async def begin(self, digest: Digest, size: int) -> int:
-        """Make room for a blob that is being fetched; return how many bytes of it an earlier try has left here."""
+        """Make room for a blob that is being fetched; return how many bytes of it an earlier try has left here.
+
+        Raises:
+            StoreFull: the disk has no room for it.
+        """
 
     async def append(self, digest: Digest, offset: int, data: bytes) -> None:
-        """Add what follows at `offset`, which is where the last append ended."""
+        """Add what follows at `offset`, which is where the last append ended; 0 begins anew.
+
+        Raises:
+            StoreFull: the disk is; what was appended before is still there.
+        """
 
     async def finish(self, digest: Digest) -> bool:
         """Verify what was appended and keep it as the blob; False: it is another, and all of it was dropped."""
 
     async def drop(self, digest: Digest) -> None:
         """Forget a blob, or what was fetched of it."""
+
+
+class NoBlobs:
+    """The blobs of a node that was given no place to keep any: it has none, and takes none."""
+
+    def has(self, digest: Digest) -> bool:  # noqa: ARG002
+        """See `Blobs.has`."""
+        return False
+
+    def size(self, digest: Digest) -> int:
+        """See `Blobs.size`."""
+        raise KeyError(digest)
+
+    def path(self, digest: Digest) -> Path:
+        """See `Blobs.path`."""
+        raise KeyError(digest)
+
+    async def read(self, digest: Digest, offset: int = 0, size: int | None = None) -> bytes:  # noqa: ARG002
+        """See `Blobs.read`."""
+        raise KeyError(digest)
+
+    async def put(self, data: bytes) -> Digest:
+        """See `Blobs.put`."""
+        raise StoreFull(f"this node keeps no blobs, not even one of {len(data)} bytes")
+
+    async def begin(self, digest: Digest, size: int) -> int:  # noqa: ARG002
+        """See `Blobs.begin`."""
+        raise StoreFull(f"this node keeps no blobs, not even one of {size} bytes")
+
+    async def append(self, digest: Digest, offset: int, data: bytes) -> None:
+        """See `Blobs.append`."""
+        raise KeyError(digest, offset, len(data))
+
+    async def finish(self, digest: Digest) -> bool:  # noqa: ARG002
+        """See `Blobs.finish`."""
+        return False
+
+    async def drop(self, digest: Digest) -> None:
+        """See `Blobs.drop`."""

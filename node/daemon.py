@@ -20,8 +20,10 @@ from random import SystemRandom
 import trio
 
 from node.api_keys import ApiKeys
+from node.blob_directory import DirectoryBlobs
 from node.clock import SystemClock
 from node.config import Config
+from node.data_directory import DataDirectory
 from node.device import as_device
 from node.gateway.app import admin_app, gateway_app
 from node.gateway.server import loopback_address, serve_admin, serve_tcp
@@ -146,15 +148,18 @@ async def _open(
         ),
         journal,
     )
+    clock = SystemClock()
     ports = Ports(
         mesh=host,
         store=store,
         engine=engine,
-        clock=SystemClock(),
+        clock=clock,
         journal=journal,
         rng=SystemRandom(),
         device=lambda: as_device(measure(engine.gpu), _sandbox(engine)),
         library=_Library(models, lambda digest: nursery.start_soon(_warm_up, engine, digest, journal)),
+        blobs=DirectoryBlobs(home.blobs),
+        data=DataDirectory(home.data, clock),
     )
     node = Node(ports, identity, config, await store.load())
     host.allow_relaying(node.logbook.assembly.is_member)

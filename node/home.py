@@ -97,8 +97,18 @@ class Home:
 
     @property
     def models(self) -> Path:
-        """GGUF files and their index; adapters."""
+        """GGUF files and their index."""
         return self.path / "models"
+
+    @property
+    def blobs(self) -> Path:
+        """Adapters, public sets and checkpoints by digest; any member may have them."""
+        return self.path / "blobs"
+
+    @property
+    def data(self) -> Path:
+        """Frozen copies of private data; nobody else has them."""
+        return self.path / "data"
 
     @property
     def unfinished(self) -> Path:

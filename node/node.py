@@ -5,7 +5,7 @@ own and runs this same node.
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -22,9 +22,11 @@ from marketplace.exposure import Exposure
 from marketplace.ledger import Ledger
 from marketplace.pricing import Prices
 from node.adapter_maker import AdapterMaker, Compute, at_once
+from node.blobs import Blobs, NoBlobs
 from node.chat import ChatEvent, ChatRequest
 from node.clock import Clock, MembersTime
 from node.config import Config
+from node.data_sets import DataSets
 from node.directory import Directory
 from node.errors import StartError
 from node.jobs import JobBook, attempt_view
@@ -32,7 +34,10 @@ from node.journal import Journal
 from node.logbook import ENTRY, MESH, Logbook
 from node.models import ModelNames
 from node.overview import Overview
+from node.own_data import OwnData
+from node.privacy_book import PrivacyBook
 from node.services.advertiser import Advertiser
+from node.services.blob_exchange import BlobExchange
 from node.services.buyer import Buyer
 from node.services.meeting import Meeting
 from node.services.offer import OwnOffer
@@ -42,7 +47,7 @@ from node.services.seller import Seller
 from node.services.settlement import Settlement
 from node.services.sync import Sync
 from node.store import Record, Store
-from node.views import AttemptView, JobView, LedgerView, ModelView, PeerView, StatusView
+from node.views import AttemptView, DataView, JobView, LedgerView, ModelView, PeerView, StatusView
 from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed
@@ -83,6 +88,8 @@ class Ports:
     trainer: Trainer | None = None  # None: this device takes part in no run
     adapters: AdapterMaker | None = None  # None: it coordinates none
     compute: Compute = at_once
+    blobs: Blobs = field(default_factory=NoBlobs)
+    data: DataSets | None = None  # None: it keeps no private data
 
 
 class Node:
@@ -136,6 +143,20 @@ class Node:
         self.job_book = JobBook(ports.store, clock)
         self.job_book.load(records)
         self.sync = Sync(ports.mesh, self.wire, self._members_time, self.logbook, journal)
+        self.blobs = ports.blobs
+        self.blob_exchange = BlobExchange(
+            mesh=ports.mesh,
+            wire=self.wire,
+            logbook=self.logbook,
+            blobs=ports.blobs,
+            clock=clock,
+            journal=journal,
+        )
+        self.privacy_book: PrivacyBook | None = None
+        self._own_data: OwnData | None = None
+        if ports.data is not None:
+            self.privacy_book = PrivacyBook(self.logbook, ports.data, journal)
+            self._own_data = OwnData(ports.data, self.privacy_book, journal)
         exposure = Exposure(self.logbook.ledger.unsettled(identity.peer_id))
         self.settlement = Settlement(
             mesh=ports.mesh,
@@ -395,6 +416,19 @@ class Node:
         self._left.set()
         return {"mesh_id": self.wire.mesh_id.hex(), "left": True}
 
+    async def add_data(self, path: str, name: str, budget_milli: int) -> dict[str, Any]:
+        """Freeze a copy of private records; see `OwnData.add`."""
+        return await self._private_data().add(path, name, budget_milli)
+
+    async def remove_data(self, digest_prefix: str) -> dict[str, Any]:
+        """Delete private records; see `OwnData.remove`."""
+        return await self._private_data().remove(digest_prefix)
+
+    def _private_data(self) -> OwnData:
+        if self._own_data is None:
+            raise StartError("this node keeps no private data")
+        return self._own_data
+
     # --- what its users see: `overview.py` --------------------------------------------------------------------------
     def charter(self) -> dict[str, Any]:
         """The charter in force, and what it means in practice."""
@@ -411,6 +445,10 @@ class Node:
     def models(self) -> list[ModelView]:
         """Every model that can be asked for."""
         return self.names.views()
+
+    def data(self) -> list[DataView]:
+        """The private data sets of this device, with what was spent on each."""
+        return self._own_data.views() if self._own_data else []
 
     def jobs(self, limit: int = 100) -> list[JobView]:
         """The newest jobs, running ones first."""

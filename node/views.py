@@ -17,6 +17,8 @@ class ModelView(View, frozen=True, kw_only=True):
 
     id: str  # the name to ask for
     digest: str
+    adapter: str = ""  # digest of the adapter that the name stands for now; empty: the bare base
+    version: int = 0  # of the line; 0: the bare base
     architecture: str
     quantisation: str
     context_tokens: int
@@ -43,6 +45,21 @@ class PeerView(View, frozen=True, kw_only=True):
     round_trip_ms: float | None
     device: dict[str, Any]
     seen_s_ago: float | None  # since the last advert
+
+
+class DataView(View, frozen=True, kw_only=True):
+    """A private data set of this device. Epsilon in thousandths; all of it is 0 for a set without privacy."""
+
+    digest: str
+    name: str
+    samples: int  # trained on
+    held_out: int  # never trained on
+    is_private: bool  # False: without differential privacy
+    budget_milli: int
+    spent_milli: int
+    left_milli: int
+    unit: str  # what epsilon bounds
+    added_at: float
 
 
 class StatusView(View, frozen=True, kw_only=True):
@@ -103,6 +120,7 @@ class JobView(View, frozen=True, kw_only=True):
     state: str  # auction, running, settled, failed, unsold, cancelled
     model: str
     digest: str
+    adapter: str = ""  # digest of what the answer was given with; empty: the bare base
     privacy: str
     seller: str
     attempt: int

@@ -57,6 +57,8 @@ BID_WINDOW_MAX_S = 1.0
 BID_OVERTIME_MAX_S = 3.0  # and an auction without a bid stays open so long, where links are slow
 BID_OVERTIME_ROUND_TRIPS = 3.0  # two to open a stream and to ask, one to spare
 BID_WINDOW_ROUND_TRIPS = 3.0  # the window is this times the asked peers' p90 round trip
+# a blob's chunk of 256 KiB comes within this, or another holder is asked: 9 KB/s, what a slow phone still sends
+BLOB_CHUNK_TIMEOUT_S = 30.0
 STALL_TIMEOUT_S = 2.0  # no token and no progress frame for this long: the seller has failed
 PROGRESS_INTERVAL_S = 0.5
 STANDSTILL_S = 20.0  # progress frames that tell nothing new for this long: the seller has failed
@@ -102,6 +104,9 @@ PROPOSALS_PER_DAY_MAX = (
     4  # manifests of one author within 24 h of signed time: each costs every voter an evaluation
 )
 MANIFEST_TTL_S_MAX = 90 * 24 * 3600.0
+VERSIONS_SKIPPED_MAX = (
+    1_000  # above the ratified one; failed ballots use numbers up, and no leap may use up all
+)
 DOMAINS_MAX = 32  # of one line's public evaluation set
 COHORT_MAX = 32  # members of one run
 RANK_MAX = 64

@@ -21,6 +21,8 @@ from node.journal import Journal
 from node.node import Node, Ports
 from node.simulation.disk import Disk
 from node.simulation.engine import SimulatedEngine
+from node.simulation.memory_blobs import MemoryBlobs
+from node.simulation.memory_data import MemoryData
 from node.simulation.memory_mesh import MemoryMesh
 from node.simulation.network import Network
 from node.simulation.observations import Outcome
@@ -28,6 +30,7 @@ from node.simulation.virtual_clock import VirtualClock
 from node.store import Record
 from protocol.identity import Identity, PeerId
 from protocol.messages import Device
+from runtime.trainer import Fit
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -51,6 +54,9 @@ class Surroundings(Protocol):
 
     def assembly(self) -> Assembly | None:
         """What every member knows from the beginning, folded once; None: it is on each disk."""
+
+    def equip(self, daemon: "Daemon", ports: Ports) -> Ports:
+        """Give a device that starts what it learns with; nothing where nobody learns."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,9 @@ class Daemon:
         self.adversary: Adversary | None = None  # the part of it that misbehaves; None: it is honest
         self.profile = parts.profile
         self.clock = VirtualClock(parts.skew_ms)
+        self.blobs = MemoryBlobs()  # both lie on the device's disk, and outlive its process
+        self.data = MemoryData(self.clock, salt=str(parts.identity.peer_id).encode())
+        self.fits: list[Fit] = []  # every one that its trainer ever began
         self.journal = Journal(
             wall_clock=lambda: self.clock.utc_ms() / 1000,
             monotonic=trio.current_time,
@@ -130,7 +139,10 @@ class Daemon:
             journal=self.journal,
             rng=self._surroundings.random(f"{self.name} {self._starts}"),
             device=lambda: self.device,
+            blobs=self.blobs,
+            data=self.data,
         )
+        ports = self._surroundings.equip(self, ports)
         records = [*self._surroundings.belonging(), *await self.disk.load()]
         self.node = Node(ports, self.identity, self.config, records, assembly=self._surroundings.assembly())
         await self._surroundings.nursery.start(self._live)
@@ -159,6 +171,7 @@ class Daemon:
         self.outcomes.clear()
         self._surroundings.network.kill(self.peer_id)
         self._process.cancel()
+        self.engine.forget_adapters()
         await self.disk.crash()
         await self._ended.wait()
 

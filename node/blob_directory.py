@@ -1,0 +1,198 @@
+"""Blobs as files of the home: `blobs/<digest>`, and `blobs/<digest>.part` while one is being fetched.
+
+A file gets its final name only after all of it was hashed and is on disk, so whatever bears a digest is that blob. What a
+crash or a broken connection left of a fetch goes on where it ended; it is hashed as a whole in the end all the same.
+
+A blob is hashed once more before it is first read in each run: a file that rotted is dropped, and fetched again by
+whoever needs it, instead of being served to others under a name that is not its own.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from node.private_file import sync_directory, write_atomic
+from node.store import StoreFull
+from protocol.limits import MIB
+from runtime.engine import Digest
+
+FREE_BYTES_MIN = 256 * MIB  # left on the disk for the database and the user, whoever sends what
+PART_AGE_S_MAX = 24 * 3600.0  # what was left of a fetch is of no use to anybody after this
+_PIECE_BYTES = 4 * MIB
+_PART = ".part"
+_NAME_CHARS = 64
+
+
+class DirectoryBlobs:
+    """See `node.blobs.Blobs`.
+
+    Args:
+        directory: is made, 0700, if it is not there.
+        free_bytes_min: what must stay free on its disk.
+    """
+
+    def __init__(self, directory: Path, *, free_bytes_min: int = FREE_BYTES_MIN) -> None:
+        self.directory = directory.absolute()
+        self._free_bytes_min = free_bytes_min
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._sizes: dict[Digest, int] = {}
+        self._verified: set[Digest] = set()
+        self._parts: dict[Digest, int] = {}  # bytes of a fetch under way
+        oldest = time.time() - PART_AGE_S_MAX
+        for path in sorted(self.directory.iterdir()):
+            if path.name.endswith(_PART) or path.name.startswith(
+                "."
+            ):  # a write that a crash broke off has a dot
+                if path.name.startswith(".") or path.stat().st_mtime < oldest:
+                    path.unlink()
+            elif (digest := _digest_of(path.name)) is not None:
+                self._sizes[digest] = path.stat().st_size
+
+    def has(self, digest: Digest) -> bool:
+        """See `Blobs.has`."""
+        return digest in self._sizes
+
+    def size(self, digest: Digest) -> int:
+        """See `Blobs.size`."""
+        return self._sizes[digest]
+
+    def path(self, digest: Digest) -> Path:
+        """See `Blobs.path`."""
+        return self.directory / digest.hex()
+
+    async def read(self, digest: Digest, offset: int = 0, size: int | None = None) -> bytes:
+        """See `Blobs.read`."""
+        if digest not in self._sizes:
+            raise KeyError(digest)
+        try:
+            if digest not in self._verified:
+                await self._verify(digest)
+            return await trio.to_thread.run_sync(_read, self.path(digest), offset, size)
+        except OSError:
+            self._sizes.pop(digest, None)  # its file is gone, or cannot be read: somebody else has it
+            raise KeyError(digest) from None
+
+    async def put(self, data: bytes) -> Digest:
+        """See `Blobs.put`."""
+        digest = Digest(hashlib.sha256(data).digest())
+        if digest in self._sizes:
+            return digest
+        self._check_room(len(data))
+        try:
+            await trio.to_thread.run_sync(write_atomic, self.path(digest), data)
+        except OSError as error:
+            raise _full(self.directory, error) from error
+        self._keep(digest, len(data))
+        return digest
+
+    async def begin(self, digest: Digest, size: int) -> int:
+        """See `Blobs.begin`."""
+        part = self._part(digest)
+        there = part.stat().st_size if part.exists() else 0
+        if there > size:
+            there = 0
+        self._check_room(size - there)
+        self._parts[digest] = there
+        return there
+
+    async def append(self, digest: Digest, offset: int, data: bytes) -> None:
+        """See `Blobs.append`."""
+        try:
+            await trio.to_thread.run_sync(_write_at, self._part(digest), offset, data)
+        except OSError as error:
+            raise _full(self.directory, error) from error
+        self._parts[digest] = offset + len(data)
+
+    async def finish(self, digest: Digest) -> bool:
+        """See `Blobs.finish`."""
+        size = self._parts.pop(digest)
+        try:
+            is_whole = await trio.to_thread.run_sync(_finish, self._part(digest), self.path(digest), digest)
+        except OSError as error:
+            raise _full(self.directory, error) from error
+        if is_whole:
+            self._keep(digest, size)
+        return is_whole
+
+    async def drop(self, digest: Digest) -> None:
+        """See `Blobs.drop`."""
+        await trio.lowlevel.checkpoint()
+        self._sizes.pop(digest, None)
+        self._verified.discard(digest)
+        self._parts.pop(digest, None)
+        self.path(digest).unlink(missing_ok=True)
+        self._part(digest).unlink(missing_ok=True)
+
+    async def _verify(self, digest: Digest) -> None:
+        found = await trio.to_thread.run_sync(_hash, self.path(digest))
+        if found != digest:
+            await self.drop(digest)
+            raise KeyError(digest)
+        self._verified.add(digest)
+
+    def _keep(self, digest: Digest, size: int) -> None:
+        self._sizes[digest] = size
+        self._verified.add(digest)
+
+    def _part(self, digest: Digest) -> Path:
+        return self.directory / (digest.hex() + _PART)
+
+    def _check_room(self, size: int) -> None:
+        free = shutil.disk_usage(self.directory).free
+        if free < size + self._free_bytes_min:
+            raise StoreFull(
+                f"{self.directory} has {free // MIB} MiB free, expected {(size + self._free_bytes_min) // MIB}; free some"
+            )
+
+
+def _digest_of(name: str) -> Digest | None:
+    """The digest that a file is named after; None: it is no blob."""
+    with suppress(ValueError):
+        if len(name) == _NAME_CHARS and name == name.lower():
+            return Digest(bytes.fromhex(name))
+    return None
+
+
+def _read(path: Path, offset: int, size: int | None) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read() if size is None else file.read(size)
+
+
+def _write_at(path: Path, offset: int, data: bytes) -> None:
+    """Write and cut off what was behind it: an earlier try may have been longer."""
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.truncate(offset)
+        file.seek(offset)
+        file.write(data)
+
+
+def _finish(part: Path, path: Path, digest: Digest) -> bool:
+    if not part.exists():  # a blob of no bytes was never appended to
+        _write_at(part, 0, b"")
+    if _hash(part) != digest:
+        part.unlink()
+        return False
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+    sync_directory(path.parent)
+    return True
+
+
+def _hash(path: Path) -> bytes:
+    hashed = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            hashed.update(piece)
+    return hashed.digest()
+
+
+def _full(directory: Path, error: OSError) -> StoreFull:
+    return StoreFull(f"{directory} takes no more ({error.strerror}), expected free disk space; free some")

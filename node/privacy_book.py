@@ -1,0 +1,200 @@
+"""The privacy book: what was spent on each record of this device's data, and whether a round may spend more.
+
+It is a fold over the `Spend` entries of the own bilateral log, so it is as durable as money: an entry is on disk before
+the first step of its round, and never taken back. A crash in between has spent for nothing; it cannot spend twice, since
+one (run, round) stands in the log once. What was spent is composed from the raw parameters each time.
+
+What is spent on a set is spent on its records, and those may be in other sets too. So a set bears the spending of every
+set that shares a record with it, and a round must stay within the budgets of them all. That counts the most that any one
+record can have been through, sometimes more; never less.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+import trio
+
+from federation.privacy import StepsTaken, delta_for, epsilon_milli, noise_for
+from node.data_sets import DataSet, DataSets
+from node.journal import Journal
+from node.logbook import Logbook, NotConfirmed
+from node.store import StoreClosed, StoreFailed
+from protocol.envelope import narrow
+from protocol.messages import Recipe, Spend
+from runtime.engine import Digest
+from runtime.trainer import NoisePlan
+
+PPM = 1_000_000
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Nothing was spent, and why.
+
+    Attributes:
+        reason: "budget": it would be exceeded; "repeated": this round was reserved before; "unconfirmed": no member has
+            confirmed the own log since the start, so more may have been spent than is known here; "disk": it takes no
+            entry; "private": the set has a budget and the round has no noise.
+        detail: what was found and what was expected.
+    """
+
+    reason: Literal["budget", "repeated", "unconfirmed", "disk", "private"]
+    detail: str
+
+
+class PrivacyBook:
+    """The spending of this device. It keeps nothing that is not in the log."""
+
+    def __init__(self, logbook: Logbook, data: DataSets, journal: Journal) -> None:
+        self._logbook = logbook
+        self._data = data
+        self._journal = journal
+        self._reserving = trio.Lock()  # two rounds must not share what is left
+        self._read = 0  # entries of the own log that are folded
+        self._spends: dict[bytes, list[StepsTaken]] = defaultdict(list)  # by source
+        self._rounds: set[tuple[bytes, int]] = set()  # (run, round)
+        self._runs: dict[tuple[bytes, bytes], list[StepsTaken]] = defaultdict(list)  # by (source, run)
+
+    # --- what was spent -------------------------------------------------------------------------------------------
+    def spent(self, data_set: DataSet) -> list[StepsTaken]:
+        """Return all steps that any record of a set can have been through."""
+        self._fold()
+        sources = [each for each in self._data.known() if each.shares_records(data_set)]
+        digests = dict.fromkeys((data_set.digest, *(each.digest for each in sources)))
+        return [taken for digest in digests for taken in self._spends.get(digest, ())]
+
+    def spent_milli(self, data_set: DataSet) -> int:
+        """Return the epsilon spent on a set's records, in thousandths, rounded up; 0 if it trains without privacy."""
+        return epsilon_milli(self.spent(data_set), delta_for(data_set.samples)) if data_set.is_private else 0
+
+    def run_milli(self, data_set: DataSet, run: bytes) -> int:
+        """Return the epsilon of one run alone, in thousandths; -1: without differential privacy."""
+        if not data_set.is_private:
+            return -1
+        self._fold()
+        return epsilon_milli(self._runs.get((data_set.digest, run), ()), delta_for(data_set.samples))
+
+    # --- what may be spent ------------------------------------------------------------------------------------------
+    def plan(self, data_set: DataSet, recipe: Recipe) -> NoisePlan | Refused | None:
+        """Return the least noise with which all rounds of a recipe stay within what is left; None: none is wanted."""
+        if not data_set.is_private:
+            return None
+        rate_ppm = sampling_rate_ppm(data_set.samples, recipe)
+        steps = recipe.steps * recipe.rounds
+        noise_milli = 1
+        for each in self._bound_by(data_set):
+            needed = noise_for(each.budget_milli, self.spent(each), rate_ppm, steps, delta_for(each.samples))
+            if needed is None:
+                return self._over(each, self.spent_milli(each), f"{steps} more steps")
+            noise_milli = max(noise_milli, needed)
+        return NoisePlan(noise_milli, rate_ppm)
+
+    def cost_milli(self, data_set: DataSet, noise: NoisePlan | None, steps: int) -> int:
+        """Return the epsilon of so many steps alone, in thousandths; -1: without differential privacy."""
+        if noise is None:
+            return -1
+        taken = StepsTaken(noise.noise_milli, noise.rate_ppm, steps)
+        return epsilon_milli([taken], delta_for(data_set.samples))
+
+    async def reserve(
+        self, data_set: DataSet, run: bytes, round_: int, noise: NoisePlan | None, steps: int
+    ) -> Refused | None:
+        """Spend for a round before its first step; on disk when this returns None.
+
+        Args:
+            data_set: what is trained on.
+            run: whose round it is.
+            round_: 1, 2, …; each of a run is reserved once, for ever.
+            noise: None: without differential privacy, which only a set without a budget allows.
+            steps: 0 spends nothing.
+        """
+        if not data_set.is_private:
+            return None
+        if noise is None:
+            return Refused("private", f"{data_set.name!r} has a budget, expected a round with noise")
+        taken = StepsTaken(noise.noise_milli, noise.rate_ppm, steps)
+        async with self._reserving:
+            if refused := self._refusal(data_set, run, round_, taken):
+                return refused
+            if steps:
+                try:
+                    await self._logbook.write(
+                        Spend, lambda index, prev: _spend(index, prev, data_set.digest, run, round_, taken)
+                    )
+                except NotConfirmed as error:
+                    return Refused("unconfirmed", str(error))
+                except (StoreFailed, StoreClosed) as error:
+                    return Refused("disk", str(error))
+            self._journal.write(
+                "privacy_reserved",
+                source=data_set.digest,
+                run=run,
+                round=round_,
+                spent_milli=self.spent_milli(data_set),
+                budget_milli=data_set.budget_milli,
+            )
+        return None
+
+    def _refusal(self, data_set: DataSet, run: bytes, round_: int, taken: StepsTaken) -> Refused | None:
+        self._fold()
+        if (run, round_) in self._rounds:
+            return Refused("repeated", f"round {round_} of run {run.hex()[:8]} was reserved before")
+        for each in self._bound_by(data_set):
+            would_be = epsilon_milli([*self.spent(each), taken], delta_for(each.samples))
+            if would_be > each.budget_milli:
+                return self._over(each, would_be, f"round {round_}")
+        return None
+
+    def _bound_by(self, data_set: DataSet) -> Sequence[DataSet]:
+        """The sets whose budgets a round on this one must keep: its own, and those with a record of it."""
+        others = (each for each in self._data.sets() if each.is_private and each.shares_records(data_set))
+        return tuple({each.digest: each for each in (data_set, *others)}.values())
+
+    def _over(self, data_set: DataSet, found_milli: int, what: str) -> Refused:
+        return Refused(
+            "budget",
+            f"epsilon of {data_set.name!r} with {what} would be {found_milli / 1000:g}, "
+            f"its budget is {data_set.budget_milli / 1000:g}",
+        )
+
+    def _fold(self) -> None:
+        """Take in what the own log has got since."""
+        entries = self._logbook.entries(self._logbook.me, "bilateral", self._read)
+        for entry in entries:
+            if (spend := narrow(entry, Spend)) is None:
+                continue
+            told = spend.message
+            taken = StepsTaken(told.noise_milli, told.rate_ppm, told.steps)
+            self._spends[told.source].append(taken)
+            self._rounds.add((told.run, told.round))
+            self._runs[told.source, told.run].append(taken)
+        self._read += len(entries)
+
+
+def sampling_rate_ppm(samples: int, recipe: Recipe) -> int:
+    """Return the probability with which each record enters a step's batch, in millionths, rounded up.
+
+    The private part of a batch is what replay leaves of it, one record at least.
+    """
+    private = max(1, recipe.batch * (100 - recipe.replay_percent) // 100)
+    return min(PPM, -(-private * PPM // samples))
+
+
+def _spend(index: int, prev: bytes, source: Digest, run: bytes, round_: int, taken: StepsTaken) -> Spend:
+    # converted, not just built: what the protocol does not allow must not stand in the log
+    return msgspec.convert(
+        {
+            "index": index,
+            "prev": prev,
+            "source": source,
+            "run": run,
+            "round": round_,
+            "noise_milli": taken.noise_milli,
+            "rate_ppm": taken.rate_ppm,
+            "steps": taken.steps,
+        },
+        Spend,
+    )
