@@ -21,6 +21,7 @@ from node.journal import Journal
 from node.node import Node, Ports
 from node.simulation.disk import Disk
 from node.simulation.engine import SimulatedEngine
+from node.simulation.learning import Learning
 from node.simulation.memory_blobs import MemoryBlobs
 from node.simulation.memory_data import MemoryData
 from node.simulation.memory_mesh import MemoryMesh
@@ -45,6 +46,7 @@ class Surroundings(Protocol):
 
     nursery: trio.Nursery
     network: Network
+    learning: Learning
 
     def random(self, name: str) -> Random:
         """A stream of randomness of its own, the same for the same name."""
@@ -54,9 +56,6 @@ class Surroundings(Protocol):
 
     def assembly(self) -> Assembly | None:
         """What every member knows from the beginning, folded once; None: it is on each disk."""
-
-    def equip(self, daemon: "Daemon", ports: Ports) -> Ports:
-        """Give a device that starts what it learns with; nothing where nobody learns."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class Daemon:
             blobs=self.blobs,
             data=self.data,
         )
-        ports = self._surroundings.equip(self, ports)
+        ports = self._surroundings.learning.equip(self, ports)
         records = [*self._surroundings.belonging(), *await self.disk.load()]
         self.node = Node(ports, self.identity, self.config, records, assembly=self._surroundings.assembly())
         await self._surroundings.nursery.start(self._live)

@@ -43,6 +43,10 @@ class SimulatedEngine(EchoEngine):
         """Hold no model: this device only buys."""
         self._cards = {}
 
+    def forget_adapters(self) -> None:
+        """The process that held them is gone."""
+        self._adapters = {}
+
     def generate(self, request: Generation) -> AsyncGenerator[Frame, None]:
         """See `EchoEngine.generate`."""
         self.started.append(request)

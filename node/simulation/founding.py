@@ -5,18 +5,46 @@ node begins with a fork of the assembly that they lead to, and all of them keep 
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from marketplace.assembly.assembly import Assembly
-from marketplace.assembly.charter import founding_charter
+from marketplace.assembly.charter import (
+    APPROVALS_MIN,
+    HUMAN_APPROVAL_MS,
+    MACHINE_VOTE_MS,
+    PASS_PERCENT,
+    VETO_MS,
+    founding_charter,
+)
 from node.logbook import ENTRY, MESH
 from node.simulation.virtual_clock import NOON_MS
 from node.store import Record
 from protocol.envelope import Sealed, seal
 from protocol.identity import Identity, PeerId, PublicKey
-from protocol.messages import NO_HASH, Admitted, Entry
+from protocol.messages import NO_HASH, Admitted, Entry, RollEntry
+
+if TYPE_CHECKING:
+    from node.simulation.daemon import Daemon
 
 E = TypeVar("E", bound=Entry)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a world's mesh decides; what is not said is as `agora init` has it.
+
+    Attributes:
+        approvals_min: humans who must approve; 0: the end of the veto window is enough.
+    """
+
+    approvals_min: int = APPROVALS_MIN
+    pass_percent: int = PASS_PERCENT
+    machine_vote_s: float = MACHINE_VOTE_MS / 1000
+    human_approval_s: float = HUMAN_APPROVAL_MS / 1000
+    veto_s: float = VETO_MS / 1000
 
 
 class Founding:
@@ -24,13 +52,36 @@ class Founding:
 
     Args:
         name: of the mesh.
-        founder: alone on the roll.
+        founder: the first on the roll.
         owner: whose device the founder is.
         approver: the human's key.
+        terms: how it decides.
+        voters: further devices on the roll; each weighs as much as the founder.
     """
 
-    def __init__(self, name: str, founder: Identity, *, owner: str, approver: PublicKey) -> None:
-        message = founding_charter(name, founder=founder.public_key, owner=owner, approver=approver)
+    def __init__(
+        self,
+        name: str,
+        founder: Identity,
+        owner: str,
+        approver: PublicKey,
+        terms: Terms | None = None,
+        voters: "Sequence[Daemon]" = (),
+    ) -> None:
+        terms = terms or Terms()
+        alone = founding_charter(name, founder=founder.public_key, owner=owner, approver=approver)
+        others = tuple(
+            RollEntry(key=each.identity.public_key, owner=each.config.owner, weight=1) for each in voters
+        )
+        message = msgspec.structs.replace(
+            alone,
+            roll=alone.roll + others,
+            approvals_min=terms.approvals_min,
+            pass_percent=terms.pass_percent,
+            machine_vote_ms=round(terms.machine_vote_s * 1000),
+            human_approval_ms=round(terms.human_approval_s * 1000),
+            veto_ms=round(terms.veto_s * 1000),
+        )
         self.charter = seal(message, founder, mesh=NO_HASH, seq=(0, 1), time_ms=NOON_MS)
         self.assembly = Assembly.found(self.charter)
         self._founder = founder

@@ -17,6 +17,7 @@ import trio
 from node.event import Event
 from node.simulation import determinism
 from node.simulation.checkers.checks import Checks
+from node.simulation.learned import Learned
 from node.simulation.observations import MapNode, Outcome, Propagation, Sample, Traffic
 from node.simulation.options import Progress, SimulationOptions
 from node.simulation.trace import Trace
@@ -43,7 +44,7 @@ class Sight:
     ledger_sum_micro: int
     digest: str
     events: int
-    event_counts: Mapping[str, int]
+    learned: Learned
     checks: Mapping[str, int]
     violations: Sequence[str] = ()  # the first one stops the run
 
@@ -75,13 +76,15 @@ async def _tell(options: SimulationOptions, trace: Trace, on_progress: Callable[
             f"--minutes {options.seconds / 60:g} --seed {options.seed}"
         )
         checks = Checks(world)
+        learned = Learned()
+        world.watch(learned.note)
         async with world.running():
             nursery.start_soon(_report, world, on_progress)
             nursery.start_soon(checks.run, LOOK_S)
             await options.scenario.story(world)
             trace.check()
             await checks.conclude(is_calm=False)  # a story may end in the middle of its faults
-            sight = _look(world, trace, checks)
+            sight = _look(world, trace, checks, learned)
     return sight
 
 
@@ -92,7 +95,7 @@ async def _report(world: World, on_progress: Callable[[Progress], None]) -> None
         await trio.sleep(PROGRESS_S)
 
 
-def _look(world: World, trace: Trace, checks: Checks) -> Sight:
+def _look(world: World, trace: Trace, checks: Checks, learned: Learned) -> Sight:
     names = {daemon.peer_id: name for name, daemon in world.daemons.items()}
     ledgers = [daemon.node.logbook.ledger for daemon in world.daemons.values() if daemon.is_online]
     return Sight(
@@ -106,7 +109,7 @@ def _look(world: World, trace: Trace, checks: Checks) -> Sight:
         ledger_sum_micro=sum(ledger.total_micro() for ledger in ledgers),
         digest=trace.digest,
         events=trace.events,
-        event_counts=trace.event_counts,
+        learned=learned,
         checks=checks.checked,
     )
 

@@ -8,9 +8,9 @@ nothing.
 
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import count
+from itertools import combinations, count, product
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -215,6 +215,13 @@ class Network:
     def set_link(self, sender: PeerId, receiver: PeerId, link: Link) -> None:
         """Say what befalls one direction of a link."""
         self._links[sender, receiver] = link
+
+    def set_links_between(self, groups: Sequence[Sequence[PeerId]], link: Link) -> None:
+        """Say what befalls the links between these groups, in both directions."""
+        for group, others in combinations(groups, 2):
+            for one, other in product(group, others):
+                self.set_link(one, other, link)
+                self.set_link(other, one, link)
 
     def set_uplink(self, peer_id: PeerId, uplink: Uplink) -> None:
         """Say how a node hangs on the net: its own latency and bandwidth are added to each of its links."""

@@ -111,9 +111,15 @@ def _network_rows(network: Network, reached: tuple[float, float] | None) -> list
 
 def _learning_rows(learning: Learning) -> list[tuple[str, str]]:
     return [
+        ("runs", f"{learning.runs_finished:,} finished, {learning.runs_aborted:,} aborted"),
         ("patches ratified", f"{learning.patches_ratified:,}"),
         ("votes", f"{learning.votes:,}"),
-        ("privacy spent", f"{learning.epsilon_spent:,}"),
+        (
+            "privacy spent",
+            f"epsilon {learning.epsilon_milli_max / 1000:g} at most, on {learning.sources:,} data sets"
+            if learning.sources
+            else "none",
+        ),
     ]
 
 

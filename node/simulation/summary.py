@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from node.simulation.learned import Learned
 from node.simulation.observations import MapNode, Outcome, Propagation, Sample, Traffic
 from node.simulation.trace import Header
 
@@ -29,7 +30,7 @@ class Seen(Protocol):
         checks: how often each invariant was checked, by its name.
         violations: one text for each that did not hold.
         digest: of the trace, and `events` its number of lines.
-        event_counts: how often each event was journaled, by its name.
+        learned: what was trained, voted on and ratified.
     """
 
     @property
@@ -57,7 +58,7 @@ class Seen(Protocol):
     @property
     def events(self) -> int: ...  # noqa: D102
     @property
-    def event_counts(self) -> Mapping[str, int]: ...  # noqa: D102
+    def learned(self) -> Learned: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,19 @@ class Network:
 
 @dataclass(frozen=True)
 class Learning:
-    """What the mesh agreed on, counted from the journals."""
+    """What the mesh trained and agreed on.
 
+    Attributes:
+        epsilon_milli_max: the most that was spent on any one data set, in thousandths.
+        sources: data sets that something was spent on.
+    """
+
+    runs_finished: int
+    runs_aborted: int
     patches_ratified: int
     votes: int
-    epsilon_spent: int
+    epsilon_milli_max: int
+    sources: int
 
 
 @dataclass(frozen=True)
@@ -182,9 +191,12 @@ def summarise(seen: Seen, header: Header, wall_s: float) -> Summary:
         ),
         reached=_reached(seen.propagation),
         learning=Learning(
-            patches_ratified=seen.event_counts.get("patch_ratified", 0),
-            votes=seen.event_counts.get("vote_sent", 0),
-            epsilon_spent=seen.event_counts.get("epsilon_spent", 0),
+            runs_finished=sum(end == "finished" for end in seen.learned.runs.values()),
+            runs_aborted=sum(end == "aborted" for end in seen.learned.runs.values()),
+            patches_ratified=len(seen.learned.patches),
+            votes=seen.learned.votes,
+            epsilon_milli_max=seen.learned.epsilon_milli_max,
+            sources=len(seen.learned.spent_milli),
         ),
         checks=dict(sorted(seen.checks.items())),
         violations=tuple(seen.violations),

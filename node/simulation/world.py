@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from itertools import combinations
 from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,7 +24,8 @@ from node.simulation.adversaries import draw_adversaries, turn
 from node.simulation.attendance import Attendance
 from node.simulation.daemon import Daemon
 from node.simulation.devices import PROFILES, draw_mix
-from node.simulation.founding import Founding, admission
+from node.simulation.founding import Founding, Terms, admission
+from node.simulation.learning import Learning
 from node.simulation.link import Link
 from node.simulation.network import Network
 from node.simulation.observations import MapNode, Outcome, Propagation, Sample
@@ -96,6 +96,7 @@ class World:
         self.opened = trio.Event()  # all that were added before have started
         self.founding: Founding
         self.attendance = Attendance(self)
+        self.learning = Learning(self)
         self._counts: dict[str, int] = {}
 
     # --- chance ---------------------------------------------------------------------------------------------------
@@ -127,15 +128,14 @@ class World:
         return self.founding.assembly.fork()
 
     # --- who is there -----------------------------------------------------------------------------------------------
-    def found(self) -> None:
-        """Sign the charter; its founder is the first device."""
+    def found(self, terms: Terms | None = None, voters: Sequence[Daemon] = ()) -> None:
+        """Sign the charter; its founder is the first device, and others who vote are there from the beginning."""
         self.founding = Founding(
-            "world",
-            self.identity(FOUNDER),
-            owner=FOUNDER,
-            approver=self.identity("a human").public_key,
+            "world", self.identity(FOUNDER), FOUNDER, self.learning.human.public_key, terms, voters
         )
-        self.daemons[FOUNDER] = self._make(FOUNDER, "server", FOUNDER, is_seller=False)
+        if FOUNDER not in self.daemons:
+            self.daemons[FOUNDER] = self.make(FOUNDER, "server", FOUNDER, is_seller=False)
+        self.daemons.update({voter.name: voter for voter in voters})
         self.founding.sign(lambda index, prev: Card(index=index, prev=prev, name=NAME, model=ECHO_MODEL))
 
     async def add(
@@ -168,7 +168,7 @@ class World:
             number = self._counts[name] = self._counts.get(name, 0) + 1
             holds = rng.random() < PROFILES[name].holds_model if is_seller is None else is_seller
             whose = owner or f"owner-{(len(self.daemons) - 1) // DEVICES_PER_OWNER + 1}"
-            daemon = self._make(f"{name}-{number}", name, whose, is_seller=holds)
+            daemon = self.make(f"{name}-{number}", name, whose, is_seller=holds)
             if behaviour:
                 turn(self, daemon, behaviour)
             await self.settle(daemon, owner=whose)
@@ -185,7 +185,7 @@ class World:
 
     def newcomer(self, name: str, *, profile: str, owner: str) -> Daemon:
         """Return a device that is no member and has not started; whoever lets it in puts it among the `daemons`."""
-        return self._make(name, profile, owner, is_seller=True)
+        return self.make(name, profile, owner, is_seller=True)
 
     async def settle(self, daemon: Daemon, *, owner: str, credit_micro: int = CREDIT_MICRO) -> None:
         """Add a device that somebody else has made: admit it, and start it if the world is open."""
@@ -202,7 +202,7 @@ class World:
         Raises:
             NotConfirmed: the founder is down, or has met nobody for long; it writes nothing then.
         """
-        return await self._sign(Admitted, admission(peer_id, owner, credit_micro))
+        return await self.sign(Admitted, admission(peer_id, owner, credit_micro))
 
     async def publish(self, name: str) -> None:
         """Have the founder bind another name to the model; everybody hears of it by gossip.
@@ -210,19 +210,23 @@ class World:
         Raises:
             NotConfirmed: as in `admit`.
         """
-        await self._sign(Card, lambda index, prev: Card(index=index, prev=prev, name=name, model=ECHO_MODEL))
+        await self.sign(Card, lambda index, prev: Card(index=index, prev=prev, name=name, model=ECHO_MODEL))
 
-    async def _sign(self, form: type[E], place: Callable[[int, bytes], E]) -> Sealed[E]:
+    async def sign(
+        self, form: type[E], place: Callable[[int, bytes], E], *, by: Daemon | None = None
+    ) -> Sealed[E]:
+        """Have a device (else the founder) sign an assembly entry and gossip it; before the first `run`, the founder."""
         if not self.is_open:
             return self.founding.sign(place)
-        founder = self.founder.node
+        node = (by or self.founder).node
         with trio.move_on_after(FOUNDER_PATIENCE_S):
-            await founder.logbook.wait_confirmed()
-        entry = await founder.logbook.write(form, place)
-        await founder.sync.announce(entry)
+            await node.logbook.wait_confirmed()
+        entry = await node.logbook.write(form, place)
+        await node.sync.announce(entry)
         return entry
 
-    def _make(self, name: str, profile: str, owner: str, *, is_seller: bool) -> Daemon:
+    def make(self, name: str, profile: str, owner: str, *, is_seller: bool) -> Daemon:
+        """Return a device that is nowhere yet."""
         on_event = partial(self._tell, name)
         daemon = make_device(self, name, profile=profile, owner=owner, is_seller=is_seller, on_event=on_event)
         if PROFILES[profile].online_mean_s is None:
@@ -313,17 +317,13 @@ class World:
 
         What is said of a group counts for the devices that are there now, and is not changed by what is said of all.
         """
-        sides = [list(group) for group in groups]
-        if not sides:
-            self.network.weather = link
-            return
+        sides = [[daemon.peer_id for daemon in group] for group in groups]
         if len(sides) == 1:
-            sides.append(list(self.daemons.values()))
-        for side, others in combinations(sides, 2):
-            for one in side:
-                for other in others:
-                    self.network.set_link(one.peer_id, other.peer_id, link)
-                    self.network.set_link(other.peer_id, one.peer_id, link)
+            sides.append([daemon.peer_id for daemon in self.daemons.values()])
+        if sides:
+            self.network.set_links_between(sides, link)
+        else:
+            self.network.weather = link
 
     def skew(self, *daemons: Daemon, seconds: float) -> None:
         """Set wall clocks so far ahead of the world's; below zero they are behind."""

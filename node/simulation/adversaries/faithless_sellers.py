@@ -71,7 +71,7 @@ class DrippingEngine(BoastfulEngine):
         self.started.append(request)
         prompt_tokens = await self.count_tokens(request.model, request.messages)
         yield Progress(Phase.PREFILL, prompt_tokens, prompt_tokens)
-        for token in self._answer(request.messages, skip=len(request.received)):
+        for token in self._answer(request, skip=len(request.received)):
             await trio.sleep(DRIP_S)
             self._on_job()
             yield Tokens((token,), token_bytes(token).decode(errors="replace"))

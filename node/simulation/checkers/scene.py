@@ -5,7 +5,7 @@ goes its way in the same steps whether it is checked or not.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -33,8 +33,18 @@ HEARD: Final = frozenset(
         "bid_sent",
         "delivered",
         "delivery_broken",
+        "exam_held",
+        "vote_cast",
+        "run_announced",
+        "run_opened",
+        "run_finished",
+        "run_aborted",
+        "run_paused",
+        "round_ended",
+        "privacy_reserved",
     }
 )
+LOADED: Final = "patch_loaded"
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,21 @@ class Broken:
     found: str
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A patch that a device took up.
+
+    Attributes:
+        at_s: virtual seconds since the world began.
+        lengths: of every assembly log that it knew at that moment.
+    """
+
+    at_s: float
+    node: str
+    event: Event
+    lengths: Mapping[PeerId, int]
+
+
 @dataclass
 class Scene:
     """A world as its laws see it.
@@ -59,6 +84,8 @@ class Scene:
         disks: every entry on the disk of each honest device; empty before `read_disks`.
         unreadable: what lay among them and is no entry of this mesh.
         last_chats: what came of the chats that were asked when the faults were over.
+        loaded: every patch that any device took up, and what the device knew then.
+        first_seen: when a law first saw that a device knows an entry.
     """
 
     world: "World"
@@ -66,11 +93,17 @@ class Scene:
     disks: dict[str, list[Sealed[Entry]]] = field(default_factory=dict)
     unreadable: list[Broken] = field(default_factory=list)
     last_chats: list[Outcome] = field(default_factory=list)
+    loaded: list[Loaded] = field(default_factory=list)
+    first_seen: dict[tuple[str, bytes], float] = field(default_factory=dict)
 
-    def note(self, at_s: float, node: str, event: Event) -> None:  # noqa: ARG002  a `TraceWriter`
+    def note(self, at_s: float, node: str, event: Event) -> None:
         """Hear of an event."""
         if event.name in HEARD:
             self.events[event.name].append((node, event))
+        elif event.name == LOADED:
+            heads = self.world.daemons[node].node.logbook.assembly.heads()
+            lengths = {PeerId(head.author): head.index + 1 for head in heads}
+            self.loaded.append(Loaded(at_s, node, event, lengths))
 
     async def read_disks(self) -> None:
         """Read every honest disk. An entry that several of them hold is opened once."""
@@ -120,6 +153,19 @@ class Scene:
         """What every member knew when the world began, and no disk holds."""
         assembly = self.world.founding.assembly
         return assembly.entries_after(assembly.founder, -1)
+
+    def known_to(self, daemon: Daemon) -> Iterator[Sealed[Entry]]:
+        """Every assembly entry that a device goes by now."""
+        assembly = daemon.node.logbook.assembly
+        for head in assembly.heads():
+            yield from assembly.entries_after(PeerId(head.author), -1)
+
+    def known_at(self, loaded: Loaded) -> Iterator[Sealed[Entry]]:
+        """Every assembly entry that stood on a device's disk when it took up a patch."""
+        for entry in (*self.founding_entries(), *self.disks[loaded.node]):
+            is_of_assembly = entry.message.log == "assembly"
+            if is_of_assembly and entry.message.index < loaded.lengths.get(entry.sender, 0):
+                yield entry
 
     def entries(self) -> Iterator[tuple[Daemon, Sealed[Entry]]]:
         """Every entry on every honest disk."""

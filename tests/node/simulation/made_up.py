@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 
+from node.simulation.learned import Learned
 from node.simulation.observations import MapNode, Outcome, Propagation, Sample, Traffic
 
 PROFILES = ("laptop", "laptop", "phone", "phone", "phone-charging", "server")
@@ -25,7 +26,7 @@ class Run:
     violations: list[str] = field(default_factory=list)
     digest: str = "00" * 16
     events: int = 0
-    event_counts: Mapping[str, int] = field(default_factory=dict)
+    learned: Learned = field(default_factory=Learned)
 
 
 def run(nodes: int = 40, seconds: float = 3_600.0, chats: int = 800, seed: int = 1) -> Run:
@@ -43,7 +44,12 @@ def run(nodes: int = 40, seconds: float = 3_600.0, chats: int = 800, seed: int =
         map=_map(rng, nodes),
         checks={"ledger_sums_to_zero": 60, "no_job_is_lost": 60},
         events=chats * 12,
-        event_counts={"award_sent": chats, "patch_ratified": 2, "vote_sent": 9, "epsilon_spent": 3},
+        learned=Learned(
+            patches={"aa", "bb"},
+            runs={"01": "finished", "02": "aborted", "03": ""},
+            votes=9,
+            spent_milli={("n0", "aa"): 3_000, ("n1", "bb"): 1_500},
+        ),
     )
 
 

@@ -5,6 +5,7 @@ import json
 import msgspec
 import pytest
 
+from node.simulation.learned import Learned
 from node.simulation.observations import Outcome, Propagation, Sample, Traffic
 from node.simulation.report import duration, lines, sections
 from node.simulation.summary import Percentiles, percentiles, rank, summarise
@@ -34,7 +35,7 @@ def small_run() -> Run:
         checks={"no_job_is_lost": 120, "credits_sum_to_zero": 12},
         digest="ab" * 16,
         events=1_234,
-        event_counts={"award_sent": 2, "patch_ratified": 1, "vote_sent": 5},
+        learned=Learned({"aa"}, {"01": "finished", "02": "aborted"}, 5, {("n0", "bb"): 2_500}),
     )
 
 
@@ -69,9 +70,10 @@ def test_a_report_is_these_lines() -> None:
         "  a gossiped message         half of the nodes after 200 ms, 99 % after 300 ms",
         "",
         "learning",
+        "  runs                       1 finished, 1 aborted",
         "  patches ratified           1",
         "  votes                      5",
-        "  privacy spent              0",
+        "  privacy spent              epsilon 2.5 at most, on 1 data sets",
         "",
         "invariants",
         "  held 120 times             no job is lost",
@@ -101,9 +103,10 @@ def test_a_world_in_which_nothing_happened_has_a_report_too() -> None:
         "bytes per node and hour": "0 B",
         "messages per chat": "no chat",
         "a gossiped message": "not followed",
+        "runs": "0 finished, 0 aborted",
         "patches ratified": "0",
         "votes": "0",
-        "privacy spent": "0",
+        "privacy spent": "none",
         "none": "nothing was checked",
         "events": "0",
         "digest": "00" * 16,
