@@ -89,6 +89,18 @@ class AdminClient:
         """Bind a name to a model of that device."""
         return await self._verb("/api/models/publish", {"digest": digest_prefix, "name": name})
 
+    async def data(self) -> list[dict[str, Any]]:
+        """Return the private data sets of that device."""
+        return await self._list("/api/data")
+
+    async def add_data(self, path: str, name: str, budget_milli: int) -> dict[str, Any]:
+        """Have the daemon freeze a copy of private records; a budget of 0: without differential privacy."""
+        return await self._verb("/api/data/add", {"path": path, "name": name, "budget_milli": budget_milli})
+
+    async def remove_data(self, digest_prefix: str) -> dict[str, Any]:
+        """Have the daemon delete private records."""
+        return await self._verb("/api/data/remove", {"digest": digest_prefix})
+
     async def revoke(self, peer_id: str, reason: str = "") -> dict[str, Any]:
         """Bar a device."""
         return await self._verb("/api/revoke", {"peer_id": peer_id, "reason": reason})

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from federation.privacy import delta_for, noise_for
+from protocol.limits import EPSILON_MILLI_MAX_DEFAULT
 
 BATCH = 64
 STEPS = 360
@@ -18,7 +19,6 @@ SAMPLES_LEARNED = 8_192
 CLARITY_LEARNED = 64 * math.sqrt(360) / 0.5
 CLARITY_LEARNED_NOTHING = 64 * math.sqrt(120) / 0.8
 MARGIN = 1.1  # what taught nothing was not the last that does
-EPSILON_MILLI_WEAK = 8_000  # above this a budget promises a single record little
 
 
 class Outlook(Enum):
@@ -57,7 +57,11 @@ def utility_hint(
     records = min(samples, batch or max(BATCH, samples * BATCH // SAMPLES_LEARNED))
     noise_milli = noise_for(budget_milli, (), -(-records * 1_000_000 // samples), steps, delta_for(samples))
     what = f"{samples:,} record{'s' * (samples != 1)} under epsilon {budget_milli / 1000:g}"
-    weak = "; so large a budget promises a single record little" if budget_milli > EPSILON_MILLI_WEAK else ""
+    weak = (
+        "; so large a budget promises a single record little"
+        if budget_milli > EPSILON_MILLI_MAX_DEFAULT
+        else ""
+    )
     clarity = 0.0 if noise_milli is None else 1_000 * records * math.sqrt(steps * cohort) / noise_milli
     if clarity <= CLARITY_LEARNED_NOTHING * MARGIN:
         return UtilityHint(

@@ -92,12 +92,10 @@ ATTEMPTS_MAX = 5  # sellers tried for one job before the client is told
 ROLL_LOG_ENTRIES_MAX = (
     16_384  # a device a day for 40 years; one hostile voter costs others 8 MiB, not all memory
 )
-EVIDENCE_LOG_ENTRIES_MAX = (
-    64  # who may only accuse needs few entries; each is up to 17 KiB, kept by every member
-)
 INVITATION_CHARS_MAX = 12 * KIB  # an invitation of 8 KiB, its seed, mesh id and checksum, in base64
 CREDIT_LINE_MICRO_DEFAULT = 10_000_000  # 10 credits: what a device may owe before it has earned anything
-MEMBER_LOG_ENTRIES_MAX = 256  # manifests and evidence of one that is not on the roll: 4 MiB at the most
+# manifests and evidence of one that is not on the roll, kept by every member: 9 MiB at the worst
+MEMBER_LOG_ENTRIES_MAX = 256
 
 # --- lines and patches ---------------------------------------------------------------------------------------------
 PROPOSALS_PER_DAY_MAX = (
@@ -122,3 +120,4 @@ ROUNDS_MAX = 1_000
 STEPS_PER_ROUND_MAX = 10_000
 COHORT_MIN_DEFAULT = 3  # participants refuse a smaller one: the update of one alone is its own
 EPSILON_MILLI_MAX_DEFAULT = 8_000
+EPSILON_MILLI_MAX = 1_000_000  # a budget of 1,000 protects nobody; who wants none says so

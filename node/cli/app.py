@@ -7,7 +7,7 @@ from typing import Any
 import click
 import typer
 
-from node.cli import care, chat, joining, keys, market, mesh, models, showcase, simulation
+from node.cli import care, chat, data, joining, keys, market, mesh, models, showcase, simulation
 from protocol.errors import AgoraError
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -53,6 +53,7 @@ _verb("peers", mesh.peers, DAILY)
 _verb("models", models.listing, DAILY)
 _group(models.group, "model", DAILY)
 _verb("chat", chat.chat, DAILY)
+_group(data.group, "data", DAILY)
 _group(market.jobs_group, "jobs", MARKET)
 _verb("ledger", market.ledger, MARKET)
 _group(keys.group, "keys", MEMBERS)

@@ -49,6 +49,20 @@ class ModelPublished(msgspec.Struct, forbid_unknown_fields=True):
     name: Name
 
 
+class DataAdded(msgspec.Struct, forbid_unknown_fields=True):
+    """A file of private records of this device, by its absolute path; a budget of 0: without differential privacy."""
+
+    path: Annotated[str, Meta(min_length=1, max_length=4_096)]
+    name: Name
+    budget_milli: Annotated[int, Meta(ge=0, le=limits.EPSILON_MILLI_MAX)]
+
+
+class DataRemoved(msgspec.Struct, forbid_unknown_fields=True):
+    """A private data set, by the beginning of its digest."""
+
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{4,64}\Z")]
+
+
 class PeerRevoked(msgspec.Struct, forbid_unknown_fields=True):
     """A device to bar."""
 
@@ -85,6 +99,23 @@ def router(node: AdminPort) -> APIRouter:
         """Bind a name to a model of this device."""
         wanted = decode(await request.body(), ModelPublished)
         return json(await node.publish_model(wanted.digest, wanted.name))
+
+    @routes.get("/data")
+    async def data() -> Response:
+        """List the private data sets."""
+        return json(node.data())
+
+    @routes.post("/data/add")
+    async def add_data(request: Request) -> Response:
+        """Freeze a copy of private records."""
+        wanted = decode(await request.body(), DataAdded)
+        return json(await node.add_data(wanted.path, wanted.name, wanted.budget_milli))
+
+    @routes.post("/data/remove")
+    async def remove_data(request: Request) -> Response:
+        """Delete private records."""
+        wanted = decode(await request.body(), DataRemoved)
+        return json(await node.remove_data(wanted.digest))
 
     @routes.post("/revoke")
     async def revoke(request: Request) -> Response:

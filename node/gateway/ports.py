@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from node.chat import ChatEvent, ChatRequest
 from node.journal import Journal
-from node.views import AttemptView, JobView, LedgerView, ModelView, PeerView, StatusView
+from node.views import AttemptView, DataView, JobView, LedgerView, ModelView, PeerView, StatusView
 
 
 class NodePort(Protocol):
@@ -65,6 +65,15 @@ class AdminPort(NodePort, Protocol):
 
     async def publish_model(self, digest_prefix: str, name: str) -> dict[str, Any]:
         """Sign the card that binds a name to a model of this device."""
+
+    def data(self) -> list[DataView]:
+        """Return the private data sets of this device."""
+
+    async def add_data(self, path: str, name: str, budget_milli: int) -> dict[str, Any]:
+        """Freeze a copy of a file of private records; a budget of 0: without differential privacy."""
+
+    async def remove_data(self, digest_prefix: str) -> dict[str, Any]:
+        """Delete the records of a private data set."""
 
     async def revoke(self, peer_id: str, reason: str) -> dict[str, Any]:
         """Bar a device from the mesh."""
