@@ -64,6 +64,48 @@ class NotAuthorised(RemoteProtocolError):
     offence = "authority"
 
 
+class ForeignBase(RemoteProtocolError):
+    """A patch made for another base model than its line has."""
+
+    offence = "foreign_base"
+
+
+class ExpiredManifest(RemoteProtocolError):
+    """A proposal whose time is over, or that would have outlived the longest time allowed."""
+
+    offence = "expired_manifest"
+
+
+class StaleVersion(RemoteProtocolError):
+    """A proposal whose version is not above what its line has ratified, or leaps too far ahead."""
+
+    offence = "stale_version"
+
+
+class UnknownManifest(RemoteProtocolError):
+    """A word on a proposal that is not known here, or that names it by another line or version."""
+
+    offence = "unknown_manifest"
+
+
+class BallotClosed(RemoteProtocolError):
+    """A word that comes when its ballot has been decided."""
+
+    offence = "ballot_closed"
+
+
+class VetoTooLate(RemoteProtocolError):
+    """A veto signed after the charter's veto window."""
+
+    offence = "veto_too_late"
+
+
+class TooManyProposals(RemoteProtocolError):
+    """More manifests of one author within a day than every voter can be asked to evaluate."""
+
+    offence = "proposals"
+
+
 class BrokenLog(RemoteProtocolError):
     """An entry that does not continue its author's log: a gap, or a `prev` that points elsewhere."""
 

@@ -383,7 +383,7 @@ class Manifest(Entry, frozen=True, kw_only=True):
     """A proposal: this adapter shall be version N of that line. Any member may make one, four a day.
 
     Attributes:
-        version: one more than the line's ratified version.
+        version: above the line's ratified version; see `Lines.next_version`.
         parent: the id of the ratified manifest that it follows; `NO_HASH`: the first.
         adapter: digest of the GGUF adapter; `NO_HASH`: back to the bare base.
         rolls_back_to: the version whose adapter it brings back; 0: it is no rollback.

@@ -1,9 +1,10 @@
 """The assembly: who belongs, who decides and what names mean, as a fold over the members' assembly logs.
 
 The same entries give the same state in whatever order they come. Two rules make it so. An entry is *taken* by what
-never changes back: its log has no gap, and its author stands on the roll or, for evidence, was ever admitted. What a
-taken entry *does* is a function of the whole set: of several admissions or cards the newest by (signed time, author,
-index) holds, and a revocation or evidence outlasts everything. An admission of a barred key is therefore taken, since
+never changes back: its log has no gap, and its author stands on the roll or, for evidence and manifests, was ever
+admitted, or is a human of the charter who approves (`rights.py`). What a taken entry *does* is a function of the whole
+set: of several admissions or cards the newest by (signed time, author, index) holds, and a revocation or evidence
+outlasts everything. What lines and patches come to is `lines.py`'s. An admission of a barred key is therefore taken, since
 its author's log goes on after it, and does nothing. An entry that comes before what gives its author the right is
 refused, and taken when it is offered again.
 
@@ -17,22 +18,35 @@ from collections import ChainMap
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 
+from marketplace.assembly.ballot import BallotView
 from marketplace.assembly.charter import check_founding, open_entry
 from marketplace.assembly.evidence import Contradiction, contradiction
+from marketplace.assembly.lines import Lines
+from marketplace.assembly.manifest import check_form
+from marketplace.assembly.promises import Promises
+from marketplace.assembly.rights import a, check_right
+from marketplace.assembly.succession import reign
 from protocol import limits
 from protocol.envelope import Sealed
-from protocol.errors import BrokenLog, MalformedMessage, NotAuthorised
-from protocol.identity import PeerId, PublicKey, peer_id_of, public_key_of
+from protocol.errors import MalformedMessage, NotAuthorised
+from protocol.identity import PeerId, public_key_of
 from protocol.log import AuthorLog
 from protocol.messages import (
     Admitted,
+    Approval,
     Card,
     Charter,
+    CharterConsent,
     Entry,
     Evidence,
     Head,
+    Line,
+    Manifest,
     Revocation,
     RollEntry,
+    Veto,
+    Vote,
+    Withdrawal,
 )
 
 __all__ = ["Assembly", "Member", "open_entry"]
@@ -72,9 +86,10 @@ class Assembly:
         self.charter = charter.message
         self.founder = charter.sender
         self.mesh = charter.id
-        self.roll: dict[PeerId, RollEntry] = {
-            peer_id_of(PublicKey(entry.key)): entry for entry in charter.message.roll
-        }
+        founding = reign(charter.id, charter.message, charter.time_ms)
+        self.roll: dict[PeerId, RollEntry] = dict(founding.roll)
+        self.approvers = founding.approvers
+        self._reigns = (founding,)
         self._logs: dict[PeerId, AuthorLog] = {}
         self._ever_admitted: MutableMapping[PeerId, None] = {}
         self._convicted: set[PeerId] = set()
@@ -82,6 +97,8 @@ class Assembly:
         self._admissions: MutableMapping[PeerId, tuple[_Age, Sealed[Entry], Member]] = {}
         self._cards: dict[str, tuple[_Age, bytes]] = {}
         self._revoked: set[PeerId] = set()
+        self._promises = Promises()
+        self._lines = Lines(self._reigns)
         self._fingerprint = b""
 
     @classmethod
@@ -109,6 +126,8 @@ class Assembly:
             _revoked=set(self._revoked),
             _closings=dict(self._closings),
             _cards=dict(self._cards),
+            _promises=self._promises.fork(),
+            _lines=self._lines.fork(),
         )
         return fork
 
@@ -118,9 +137,11 @@ class Assembly:
 
         Raises:
             NotAuthorised: its author has no right to it (yet), or it proves nothing.
-            MalformedMessage: it has an expiry, or names a peer id that is none.
+            MalformedMessage: it has an expiry, names a peer id that is none, or contradicts itself.
+            ExpiredManifest: a manifest whose life ends before it begins, or is longer than allowed.
+            TooManyProposals: the author's fifth manifest within a day.
             BrokenLog: a gap, a wrong `prev`, or the author's log is full.
-            Equivocation: another entry of the author stands at its index.
+            Equivocation: another entry of the author stands at its index, or another yes for that version.
             RemoteProtocolError: the envelopes inside a piece of evidence do not verify.
         """
         self._examine(entry)
@@ -136,6 +157,7 @@ class Assembly:
         if not log.append(entry):
             return False
         self._logs[entry.sender] = log
+        self._promises.note(entry)
         self._fingerprint = b""
         if proof is not None:
             self._convict(proof)
@@ -150,14 +172,16 @@ class Assembly:
             return None  # known already
         if entry.expires_ms is not None:
             raise MalformedMessage(
-                f"{_a(message)} of {entry.sender} expires, expected an entry without an end"
+                f"{a(message)} of {entry.sender} expires, expected an entry without an end"
             )
-        is_roll = entry.sender in self.roll
-        if not is_roll and (entry.sender not in self._ever_admitted or not isinstance(message, Evidence)):
-            raise NotAuthorised(f"{entry.sender} signed {_a(message)} and is not on the roll")
-        entries_max = limits.ROLL_LOG_ENTRIES_MAX if is_roll else limits.EVIDENCE_LOG_ENTRIES_MAX
-        if message.index >= entries_max:
-            raise BrokenLog(f"assembly log of {entry.sender} is full, at most {entries_max} entries allowed")
+        check_right(
+            entry,
+            is_roll=entry.sender in self.roll,
+            was_admitted=self.was_admitted(entry.sender),
+            is_approver=entry.sender in self.approvers,
+        )
+        check_form(entry)
+        self._promises.check(entry)
         match message:
             case Evidence():
                 return contradiction(message, self.mesh)
@@ -167,9 +191,9 @@ class Assembly:
             case Revocation():
                 if PeerId(message.peer) in self.roll:
                     raise NotAuthorised(f"{message.peer} is on the roll: only a new charter takes it off")
-            case Charter():
+            case Charter() | CharterConsent():
                 raise NotAuthorised(
-                    f"charter version {message.version} came, only the founding one is understood"
+                    f"{message.kind} version {message.version} came, only the founding charter is understood"
                 )
         return None
 
@@ -202,6 +226,7 @@ class Assembly:
         self._admissions = {}
         self._cards.clear()
         self._revoked.clear()
+        self._lines = Lines(self._reigns, self._convicted)
         for log in self._logs.values():
             for entry in log.entries:
                 self._fold(entry)
@@ -228,6 +253,9 @@ class Assembly:
                     self._cards[message.name] = (age, message.model)
             case Revocation():
                 self._revoked.add(PeerId(message.peer))
+                self._lines.bar(PeerId(message.peer))
+            case _:
+                self._lines.fold(entry)
 
     # --- who belongs --------------------------------------------------------------------------------------------
     def is_barred(self, peer_id: PeerId) -> bool:
@@ -241,6 +269,10 @@ class Assembly:
     def is_member(self, peer_id: PeerId) -> bool:
         """Whether a key may take part: on the roll or admitted, and not barred."""
         return (peer_id in self.roll or peer_id in self._admissions) and not self.is_barred(peer_id)
+
+    def may_speak(self, author: PeerId) -> bool:
+        """Whether an author's assembly entries are taken and handed on: a member's, and those of humans who approve."""
+        return self.is_member(author) or (author in self.approvers and not self.is_barred(author))
 
     def is_alone(self, peer_id: PeerId) -> bool:
         """Whether a member is the only one."""
@@ -312,6 +344,51 @@ class Assembly:
             default=None,
         )
 
+    # --- lines and patches; see `lines.py` --------------------------------------------------------------------------
+    def line(self, name: str) -> Line | None:
+        """Return the newest line of a name."""
+        return self._lines.line(name)
+
+    def lines(self) -> dict[str, Line]:
+        """Return every line by its name."""
+        return self._lines.lines()
+
+    def ballots(self, now_ms: int) -> list[BallotView]:
+        """Return every ballot, the oldest first."""
+        return self._lines.ballots(now_ms)
+
+    def ballot(self, manifest: bytes, now_ms: int) -> BallotView | None:
+        """Return the ballot of a manifest; None when that is not known."""
+        return self._lines.ballot(manifest, now_ms)
+
+    def ratified(self, line: str, now_ms: int) -> Sealed[Manifest] | None:
+        """Return the manifest in force; its adapter may be `NO_HASH`. None: the line is its bare base."""
+        return self._lines.ratified(line, now_ms)
+
+    def may_load(self, adapter: bytes, now_ms: int) -> str:
+        """Return why an adapter may not be loaded; empty: it may."""
+        return self._lines.may_load(adapter, now_ms)
+
+    def adapter_of(self, line: str, named: int | str | None, now_ms: int) -> Sealed[Manifest] | None:
+        """Return the manifest of the adapter that a version, the first digits of a digest or, if None, a line means."""
+        return self._lines.adapter_of(line, named, now_ms)
+
+    def next_version(self, line: str, now_ms: int) -> int:
+        """Return the version that a new proposal should bear."""
+        return self._lines.next_version(line, now_ms)
+
+    def said_yes(self, voter: PeerId, line: str, version: int) -> bytes | None:
+        """Return the id of the manifest that a voter gave its one yes for a version to."""
+        return self._lines.said_yes(voter, line, version)
+
+    def check_proposal(self, proposal: Manifest, now_ms: int) -> None:
+        """Raise, by its name, what speaks against a manifest before anybody has evaluated it; see `Lines`."""
+        self._lines.check_proposal(proposal, now_ms)
+
+    def check_word(self, word: Vote | Approval | Veto | Withdrawal, at_ms: int) -> None:
+        """Raise, by its name, why a word signed now would change nothing; see `Lines`."""
+        self._lines.check_word(word, at_ms)
+
     # --- the logs -----------------------------------------------------------------------------------------------
     def head(self, author: PeerId) -> Head | None:
         """Return the newest entry known of an author; None when there is none."""
@@ -319,9 +396,18 @@ class Assembly:
         return log.head if log else None
 
     def heads(self) -> tuple[Head, ...]:
-        """Return the newest entry of every author, voters first: their entries give the others their right to speak."""
+        """Return the newest entry of every author, voters first: their entries give the others their right to speak.
+
+        Humans' next: what they say is urgent, and a hello has room for a bounded number.
+        """
         authors = sorted(
-            self._logs, key=lambda author: (author != self.founder, author not in self.roll, author)
+            self._logs,
+            key=lambda author: (
+                author != self.founder,
+                author not in self.roll,
+                author not in self.approvers,
+                author,
+            ),
         )
         return tuple(head for author in authors if (head := self._logs[author].head))
 
@@ -337,7 +423,3 @@ class Assembly:
         """Return the entries of an author's log behind an index; all of them behind -1."""
         log = self._logs.get(author)
         return log.entries[index + 1 :] if log else ()
-
-
-def _a(message: Entry) -> str:
-    return f"{'an' if message.kind[0] in 'aeiou' else 'a'} {message.kind}"

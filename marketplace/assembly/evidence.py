@@ -3,7 +3,8 @@
 Two contradictions count, both between *durable* entries, which an honest device commits before it sends:
 
 - a fork: the same log and index, different content;
-- a double word: two different awards for one (job, attempt), or two accepts or receipts of one for the same award.
+- a double word: two different awards for one (job, attempt), two accepts or receipts of one for the same award, or two
+  yes votes for different manifests of one (line, version).
 
 Job ids and attempts are the buyer's to choose, so a seller contradicts itself only under one *award*: otherwise a buyer
 that awards an attempt twice, or two that name their jobs alike, could have an honest seller barred. Bids are no
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from marketplace.assembly.charter import open_entry
 from protocol.errors import NotAuthorised
 from protocol.identity import PeerId
-from protocol.messages import Accept, Award, Entry, Evidence, Receipt
+from protocol.messages import Accept, Award, Entry, Evidence, Receipt, Vote
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def contradiction(evidence: Evidence, mesh: bytes) -> Contradiction:
     if (one.log, one.index) == (other.log, other.index):
         return Contradiction(first.sender, one.index if one.log == "assembly" else None, at_ms)
     word = _word(one)
-    if word is None or word != _word(other):
+    if word is None or word != _word(other) or _said_alike(one, other):
         raise NotAuthorised(
             f"evidence against {first.sender} shows two entries that do not contradict each other"
         )
@@ -66,5 +67,12 @@ def _word(entry: Entry) -> tuple[str, bytes, bytes, int] | None:
             return entry.kind, b"", entry.job_id, entry.attempt
         case Accept() | Receipt():
             return entry.kind, entry.award, entry.job_id, entry.attempt
+        case Vote(is_yes=True):
+            return entry.kind, b"", entry.line.encode(), entry.version
         case _:
             return None
+
+
+def _said_alike(one: Entry, other: Entry) -> bool:
+    """Whether two yes votes mean the same manifest: said twice, it is still one word."""
+    return isinstance(one, Vote) and isinstance(other, Vote) and one.manifest == other.manifest

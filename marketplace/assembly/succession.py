@@ -20,11 +20,12 @@ from protocol.messages import Charter, CharterConsent, RollEntry
 
 @dataclass(frozen=True)
 class Reign:
-    """A charter, its roll by peer id, and since when it is in force (Unix milliseconds)."""
+    """A charter, its keys by peer id, and since when it is in force (Unix milliseconds)."""
 
     id: bytes
     charter: Charter
     roll: Mapping[PeerId, RollEntry]
+    approvers: frozenset[PeerId]
     recovery: frozenset[PeerId]
     since_ms: int
 
@@ -53,8 +54,9 @@ class Consents:
 def reign(charter_id: bytes, charter: Charter, since_ms: int) -> Reign:
     """Return a charter as it is in force."""
     roll = {peer_id_of(PublicKey(entry.key)): entry for entry in charter.roll}
+    approvers = frozenset(peer_id_of(PublicKey(key)) for key in charter.approvers)
     recovery = frozenset(peer_id_of(PublicKey(key)) for key in charter.recovery)
-    return Reign(charter_id, charter, roll, recovery, since_ms)
+    return Reign(charter_id, charter, roll, approvers, recovery, since_ms)
 
 
 def weight_to_pass(charter: Charter) -> int:

@@ -108,6 +108,7 @@ class Town:
             attempt=1,
             seller=seller.peer_id,
             model=LLAMA,
+            adapter=NO_HASH,
             hold_micro=10,
             prompt_micro=1,
             completion_micro=1,

@@ -210,7 +210,7 @@ def test_an_admission_of_what_is_no_key_is_refused() -> None:
 
 def test_flooding_members_with_accusations_ends_at_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys are free, so a member can make any number of liars to accuse."""
-    monkeypatch.setattr(limits, "EVIDENCE_LOG_ENTRIES_MAX", 1)
+    monkeypatch.setattr(limits, "MEMBER_LOG_ENTRIES_MAX", 1)
     town = Town()
     assembly = town.assembly(town.admit(EVE))
     liars = [person("liar 1"), person("liar 2")]
