@@ -6,8 +6,11 @@ from protocol.topics import (
     ADVERT,
     ADVERTS_WANTED,
     ASSEMBLY,
+    BLOB,
+    ENLIST,
     HELLO,
     JOB,
+    ROUND,
     SETTLE,
     STREAM_PROTOCOLS,
     SYNC,
@@ -23,6 +26,10 @@ CARRIES: dict[StreamProtocol, set[str]] = {
     SYNC: {"entries_wanted", "entries"},
     JOB: {"request", "bid", "decline", "award", "accept", "work", "cancel", "receipt", "countersignature"},
     SETTLE: {"settlement_wanted", "accepted", "receipt", "countersignature"},
+    BLOB: {"blob_wanted", "blob_coming", "refusal"},
+    ENLIST: {"enlistment", "decline"},
+    ROUND: {"run_opening", "award", "accept", "decline", "round_task", "round_update"}
+    | {"receipt", "countersignature"},
 }
 
 
@@ -48,7 +55,7 @@ def test_the_assemblys_topic_carries_the_entries_of_its_log_and_nothing_else() -
 
 
 def test_every_kind_has_a_way_to_travel() -> None:
-    """An invitation travels out of band, inside an invite text; an income only ever inside `entries`."""
+    """An invitation travels out of band, inside an invite text; incomes and spends only ever inside `entries`."""
     carried = set().union(*CARRIES.values(), *(topic.kinds for topic in TOPICS))
 
-    assert set(BY_KIND) - carried == {"invitation", "income"}
+    assert set(BY_KIND) - carried == {"invitation", "income", "spend"}
