@@ -5,6 +5,9 @@ what was received from a predecessor, then what was drawn here. A step computes 
 the cache holds all, the next token is drawn. Everything else (replay after a failover, reuse of a session's cache,
 recovery from an aborted step) is only a difference between those two lists.
 
+llama.cpp applies an adapter to a whole batch. So a step computes jobs of one adapter only (or of none), and where there
+are several, their steps take turns. What is in a slot's cache was computed with one adapter, and serves that one only.
+
 Exactness. A greedy completion can be continued elsewhere, bit for bit, if the cache was filled in the same pieces:
 prompts in chunks that start at multiples of `chunk_tokens`, everything after the prompt in single tokens. That holds
 for one slot and a cold cache, and for a cache whose reused part was filled so (`exact_tokens`).
@@ -14,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 
 from runtime.llama import wire
-from runtime.llama.model import Aborted, Model, ModelError, Row
+from runtime.llama.model import Aborted, Model, ModelError, NotFinite, Row
 from runtime.llama.sampling import Sampler
 from runtime.llama.template import TemplateError
 from runtime.llama.tokens import CompletionText, State
@@ -34,6 +37,8 @@ class Job:
         tokens: prompt, received, drawn.
         chunked_end: tokens before this index are computed in chunks, those after it one by one.
         completion: how many of `tokens` are the completion.
+        adapter: what it is computed with.
+        is_begun_again: what it had in the cache was lost to numbers that were not finite, and computed once more.
     """
 
     call: int
@@ -43,6 +48,8 @@ class Job:
     text: CompletionText
     sampler: Sampler
     tokens_max: int
+    adapter: bytes | None = None
+    is_begun_again: bool = False
     started: float = field(default_factory=time.perf_counter)
     decode_started: float = 0.0
     reused_tokens: int = 0
@@ -60,11 +67,13 @@ class Slot:
     Attributes:
         cached: the tokens it holds, by position.
         exact_tokens: how many of them, from the first, were computed as a cold run computes a prompt.
+        adapter: what they were computed with.
     """
 
     sequence: int
     cached: list[int] = field(default_factory=list)
     exact_tokens: int = 0
+    adapter: bytes | None = None
     job: Job | None = None
 
 
@@ -80,6 +89,10 @@ class Batcher:
         self.model = model
         self.slots = [Slot(sequence) for sequence in range(slots)]
         self.step_s = 0.0  # of the last step that only decoded: what replaying a token costs
+        self._steps = 0
+        self._stepped: dict[
+            bytes | None, int
+        ] = {}  # the last step of each adapter's jobs, while there are several
 
     def close(self) -> None:
         """Give everything back. Jobs that were running are gone."""
@@ -104,6 +117,8 @@ class Batcher:
             TooLong: it does not fit the context.
             ModelError: it cannot be tokenised, or no slot is free.
         """
+        if request.adapter is not None and request.adapter not in self.model.adapters:
+            raise ModelError("the adapter is not loaded")
         prompt = self.model.tokenize(self.model.template.render(request.turns))
         if not prompt:
             raise TemplateError("the chat template renders this chat to nothing")
@@ -115,7 +130,7 @@ class Batcher:
                 f"expected fewer than {self.model.context_tokens} in all",
             )
         tokens = [*prompt, *request.received]
-        slot, reusable = self._best_slot(tokens)
+        slot, reusable = self._best_slot(tokens, request.adapter)
         if slot is None:
             raise ModelError("no slot is free")
         job = Job(
@@ -126,6 +141,7 @@ class Batcher:
             text=CompletionText(request.stop),
             sampler=Sampler(request.sampling, self.model.vocabulary_size, max(1, request.tokens_max)),
             tokens_max=request.tokens_max,
+            adapter=request.adapter,
         )
         for token in request.received:
             job.sampler.accept(token)
@@ -146,9 +162,11 @@ class Batcher:
 
     def step(self) -> list[wire.FromChild]:
         """Compute one batch and return what it produced. An aborted step produces nothing and can be repeated."""
-        rows, shares = self._plan()
+        adapter = self._next_adapter()
+        rows, shares = self._plan(adapter)
         began = time.perf_counter()
         try:
+            self.model.use_adapter(adapter)
             self.model.decode(rows)
         except Aborted:
             self._take_back(shares)
@@ -169,7 +187,11 @@ class Batcher:
             if len(slot.cached) >= job.chunked_end and not job.decode_started:
                 job.decode_started = ended
             if len(slot.cached) == len(job.tokens):
-                said += self._draw(slot, job, index)
+                try:
+                    said += self._draw(slot, job, index)
+                except NotFinite as error:
+                    # The rest of the step is as little worth: those jobs come to the same place once more.
+                    return said + self._begin_again(slot, job, str(error))
         return said
 
     def progress(self, call: int) -> tuple[int, int]:
@@ -181,8 +203,19 @@ class Batcher:
 
     # --- a step --------------------------------------------------------------------------------------------------
 
-    def _plan(self) -> tuple[list[Row], list[tuple[Slot, int]]]:
-        """Return the rows of the next batch, and how many of them are whose, in order.
+    def _next_adapter(self) -> bytes | None:
+        """Return the adapter of the jobs that have waited longest for a step."""
+        adapters = dict.fromkeys(slot.job.adapter for slot in self.slots if slot.job)
+        if len(adapters) <= 1:
+            self._stepped.clear()
+            return next(iter(adapters), None)
+        self._steps += 1
+        adapter = min(adapters, key=lambda each: self._stepped.get(each, 0))
+        self._stepped[adapter] = self._steps
+        return adapter
+
+    def _plan(self, adapter: bytes | None) -> tuple[list[Row], list[tuple[Slot, int]]]:
+        """Return the rows of the next batch for this adapter's jobs, and how many of them are whose, in order.
 
         Decoding sequences come first, one row each; one prompt gets a chunk, so that a long one does not delay the
         others by more than that.
@@ -192,7 +225,7 @@ class Batcher:
         prompt_planned = False
         for slot in sorted(self.slots, key=lambda s: bool(s.job and len(s.cached) < s.job.chunked_end)):
             job = slot.job
-            if job is None:
+            if job is None or job.adapter != adapter:
                 continue
             start, count = len(slot.cached), 1
             if start < job.chunked_end:
@@ -209,10 +242,8 @@ class Batcher:
         return rows, shares
 
     def _draw(self, slot: Slot, job: Job, index: int) -> list[wire.FromChild]:
-        try:
-            token = self.model.sample(job.sampler.chain, index)
-        except ModelError as error:
-            return [self._fail(slot, str(error))]
+        token = self.model.sample(job.sampler.chain, index)
+        job.is_begun_again = False
         job.sampler.drawn()
         if self.model.ends_generation(token):
             return [self._finish(slot, job, "stop")]
@@ -249,6 +280,24 @@ class Batcher:
         self._forget(slot)  # what a failed step left in the cache is unknown
         return wire.Failed(call, "engine", text[:512])
 
+    def _begin_again(self, slot: Slot, job: Job, text: str) -> list[wire.FromChild]:
+        """Fail whom the numbers that are not finite come from, and let the others compute all again.
+
+        What one sequence leaves in the cache spoils the others too. An adapter is likelier to be the reason than the
+        base under it; who has begun again on a clean cache is it himself.
+        """
+        failed = [slot]
+        if job.adapter is None and not job.is_begun_again:
+            failed = [each for each in self.slots if each.job and each.job.adapter is not None]
+        said: list[wire.FromChild] = [self._fail(each, text) for each in failed]
+        self.model.forget_all()
+        for each in self.slots:
+            each.cached.clear()
+            each.exact_tokens = 0
+            if each.job:
+                each.job.is_begun_again = True
+        return said
+
     def _free(self, slot: Slot) -> None:
         if slot.job:
             slot.job.sampler.close()
@@ -268,13 +317,14 @@ class Batcher:
         slot.cached.clear()
         slot.exact_tokens = 0
 
-    def _best_slot(self, tokens: list[int]) -> tuple[Slot | None, int]:
+    def _best_slot(self, tokens: list[int], adapter: bytes | None) -> tuple[Slot | None, int]:
         """Return the free slot whose cache begins most like `tokens`, and how long that beginning is."""
+        can_reuse = self.model.can_rewind
         best: Slot | None = None
         longest = -1
         for slot in self.slots:
             if slot.job is None:
-                common = _common_length(slot.cached, tokens) if self.model.can_rewind else 0
+                common = _common_length(slot.cached, tokens) if can_reuse and slot.adapter == adapter else 0
                 if common > longest:
                     best, longest = slot, common
         return best, longest
@@ -290,6 +340,7 @@ class Batcher:
         del slot.cached[keep:]
         if keep <= slot.exact_tokens:
             slot.exact_tokens = job.prompt_tokens
+        slot.adapter = job.adapter
         job.reused_tokens = keep
 
 

@@ -7,6 +7,7 @@ llama.cpp computes, since ctypes releases the GIL.
 The child ends when its socket does: it never outlives the daemon.
 """
 
+import hashlib
 import os
 import queue
 import select
@@ -16,20 +17,28 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import astuple
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from protocol.limits import PROGRESS_INTERVAL_S
+from protocol.limits import BLOB_BYTES_MAX, PROGRESS_INTERVAL_S
 from runtime import gguf_header, sandbox
+from runtime.examiner import BadAdapter
 from runtime.llama import wire
 from runtime.llama.batching import Batcher, TooLong
 from runtime.llama.lowlevel import AbortFlag, FirstError, gpu_name, llama
-from runtime.llama.model import Model, ModelError, Row
+from runtime.llama.model import Model, ModelError, NotFinite, Row
 from runtime.llama.template import RenderBounds, TemplateError
+
+if TYPE_CHECKING:
+    from runtime.llama.grading import Grader
 
 BEAT_INTERVAL_S = PROGRESS_INTERVAL_S / 2
 STEP_S_MAX = 60.0  # after this long in one step the beats end, and the daemon kills the child
 LOAD_S_MAX = 600.0  # 60 GB from a slow disk
 CALIBRATION_TOKENS = 32
 CALIBRATION_S_MAX = 1.0
+# numpy's linear algebra would start a thread for each core, and none of it is used.
+ONE_THREAD = ("OPENBLAS_NUM_THREADS", "1")
 
 
 class Connection:
@@ -102,6 +111,7 @@ class Child:
         self._bounds = bounds
         self._log = FirstError()
         self._batchers: dict[bytes, Batcher] = {}
+        self._graders: dict[bytes, Grader] = {}
 
     def run(self) -> None:
         """Work until the reading thread ends the process."""
@@ -114,32 +124,35 @@ class Child:
             self._abort.clear()
             for batcher in list(self._batchers.values()):
                 if batcher.busy:
-                    self._connection.stuck_at = time.monotonic() + STEP_S_MAX
+                    self._begin_step()
                     self._say(batcher.step())
+
+    def _begin_step(self) -> None:
+        self._connection.stuck_at = time.monotonic() + STEP_S_MAX
 
     def _say(self, messages: list[wire.FromChild]) -> None:
         for message in messages:
-            if isinstance(
-                message, wire.Done | wire.Failed | wire.Cancelled | wire.Loaded | wire.Counted | wire.Header
-            ):
+            if not isinstance(message, wire.Ready | wire.Beat | wire.NewTokens):
                 self._connection.calls.pop(message.call, None)
         self._connection.say(messages)
 
     def _handle(self, message: wire.ToChild) -> None:
-        self._connection.stuck_at = time.monotonic() + STEP_S_MAX
+        self._begin_step()
         try:
             self._say(self._answer(message))
         except TemplateError as error:
             self._fail(message, "template", str(error))
         except TooLong as error:
             self._fail(message, "too_long", str(error))
+        except BadAdapter as error:
+            self._fail(message, "adapter", str(error))
         except (ModelError, gguf_header.BadModelFile) as error:
             self._fail(message, "model", str(error))
         except MemoryError:
             self._fail(message, "engine", "not enough memory")
 
     def _fail(self, message: wire.ToChild, kind: str, text: str) -> None:
-        if isinstance(message, wire.Load | wire.Inspect | wire.Generate | wire.CountTokens):
+        if not isinstance(message, wire.Unload | wire.UnloadAdapter | wire.Cancel | wire.SetThreads):
             self._say([wire.Failed(message.call, kind, text[:512])])
 
     def _answer(self, message: wire.ToChild) -> list[wire.FromChild]:
@@ -160,8 +173,18 @@ class Child:
             case wire.Load():
                 return self._load(message)
             case wire.Unload():
-                self._batchers.pop(message.model).close()
+                loaded = self._graders if message.model in self._graders else self._batchers
+                loaded.pop(message.model).close()
                 return []
+            case wire.LoadAdapter():
+                return self._load_adapter(message)
+            case wire.UnloadAdapter():
+                model = self._model(message.model)
+                if model:
+                    model.unload_adapter(message.adapter)
+                return []
+            case wire.Grade():
+                return self._grade(message)
             case wire.Inspect():
                 self._connection.calls[message.call] = lambda: ("loading", 0, 0)
                 return [wire.Header(message.call, *astuple(gguf_header.read(message.path)))]
@@ -175,10 +198,16 @@ class Child:
             raise ModelError("the model is not loaded")
         return self._batchers[model]
 
+    def _model(self, digest: bytes) -> Model | None:
+        holder = self._graders.get(digest) or self._batchers.get(digest)
+        return holder.model if holder else None
+
     def _load(self, message: wire.Load) -> list[wire.FromChild]:
         self._connection.stuck_at = time.monotonic() + LOAD_S_MAX
         sandbox.limit_memory(message.memory_bytes_max)
         self._connection.calls[message.call] = lambda: ("loading", 0, 0)
+        if message.for_exams:
+            return self._load_for_exams(message)
         model = Model(
             message.path,
             context_tokens=message.context_tokens,
@@ -195,6 +224,68 @@ class Child:
         batcher.step_s = 1 / tokens_per_s
         self._batchers[message.model] = batcher
         return [wire.Loaded(message.call, model.context_tokens, prompt_tokens_per_s, tokens_per_s)]
+
+    def _load_for_exams(self, message: wire.Load) -> list[wire.FromChild]:
+        os.environ.setdefault(*ONE_THREAD)
+        from runtime.llama import grading  # noqa: PLC0415  (numpy: 24 MB that an engine does without)
+
+        model = Model(
+            message.path,
+            context_tokens=message.context_tokens,
+            slots=grading.SEQUENCES,
+            threads=message.threads,
+            abort=self._abort,
+            log=self._log,
+            bounds=self._bounds,
+            exam_cells=grading.EXAM_CELLS,
+        )
+        self._graders[message.model] = grading.Grader(model, self._begin_step)
+        return [wire.Loaded(message.call, model.context_tokens, 0.0, 0.0)]
+
+    def _load_adapter(self, message: wire.LoadAdapter) -> list[wire.FromChild]:
+        """Digest, strict check, llama.cpp's own, and for exams a trial: the next gate opens when one has been passed."""
+        sandbox.limit_memory(message.memory_bytes_max)
+        self._connection.calls[message.call] = lambda: ("loading", 0, 0)
+        os.environ.setdefault(*ONE_THREAD)
+        from runtime import adapter_file  # noqa: PLC0415  (numpy: 24 MB that an engine without adapters does without)
+
+        try:
+            data = _read(message.path)
+        except OSError as error:
+            raise BadAdapter(f"the adapter's file cannot be read: {error.strerror}") from None
+        if hashlib.sha256(data).digest() != message.adapter:
+            raise BadAdapter("the adapter's file does not have the digest that names it")
+        adapter_file.check(data, gguf_header.read_layout(message.base_path))
+        model = self._model(message.model)
+        if model:
+            try:
+                model.load_adapter(message.adapter, data)
+                if grader := self._graders.get(message.model):
+                    grader.try_adapter(message.adapter)
+            except NotFinite:
+                model.unload_adapter(message.adapter)
+                raise BadAdapter("with the adapter the model computes numbers that are not finite") from None
+            except ModelError as error:
+                raise BadAdapter(str(error)) from None
+        return [wire.AdapterLoaded(message.call)]
+
+    def _grade(self, message: wire.Grade) -> list[wire.FromChild]:
+        self._connection.calls[message.call] = lambda: ("decode", 0, 0)
+        if message.model not in self._graders:
+            raise ModelError("the model is not loaded for exams")
+        try:
+            marks = self._graders[message.model].grade(message.adapter, message.questions)
+        except NotFinite:
+            if message.adapter is None:
+                raise
+            raise BadAdapter("with the adapter the model computes numbers that are not finite") from None
+        return [wire.Graded(message.call, tuple(marks))]
+
+
+def _read(path: str) -> bytes:
+    """Return a file's bytes; one that is too long is cut, so that its digest is another."""
+    with Path(path).open("rb") as file:
+        return file.read(BLOB_BYTES_MAX + 1)
 
 
 def calibrate(model: Model) -> tuple[float, float]:

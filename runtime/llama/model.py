@@ -1,6 +1,7 @@
-"""A loaded model with its context: the only file that holds llama.cpp pointers. Only for the child."""
+"""A loaded model with its context and adapters: the only file that holds llama.cpp pointers. Only for the child."""
 
 import ctypes
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,24 @@ CHUNK_TOKENS_CPU = 64
 CHUNK_TOKENS_GPU = 512
 PIECE_BYTES_MAX = 1024  # of one token; the longest in a well-known vocabulary has 256
 PROMPT_TOKENS_MAX = 1_000_000  # more is refused before a buffer for it is made
+# Exams run many short sequences at once and want the logits of each token of an answer: 512 rows of a vocabulary of
+# 128k would be 262 MB.
+EXAM_BATCH_TOKENS = 512
+EXAM_LOGITS_MAX = 16_777_216
+NOT_FINITE = "the model computes numbers that are not finite; its weights are damaged"
+
+_libc = ctypes.CDLL(None)
+_libc.fmemopen.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p]
+_libc.fmemopen.restype = ctypes.c_void_p
+_libc.fclose.argtypes = [ctypes.c_void_p]
 
 
 class ModelError(Exception):
     """llama.cpp refused the file or a step; the message is one line for the user."""
+
+
+class NotFinite(ModelError):
+    """The numbers that the model computed are no numbers. What is in the cache may be none either."""
 
 
 class Aborted(Exception):
@@ -45,6 +60,12 @@ class Model:
         abort: makes a running decode return early.
         log: llama.cpp's errors, for the messages.
         bounds: what the template gets.
+        exam_cells: instead of a context for each slot, the sequences share so many tokens, and as many are computed
+            at a time as is fast; None: for an engine.
+
+    Attributes:
+        batch_tokens: rows of a batch, at most.
+        adapters: digests of those that are loaded.
 
     Raises:
         ModelError: llama.cpp does not load it.
@@ -61,8 +82,11 @@ class Model:
         abort: AbortFlag,
         log: FirstError,
         bounds: RenderBounds,
+        exam_cells: int | None = None,
     ) -> None:
         self._log = log
+        self._adapters: dict[bytes, Any] = {}
+        self._adapter: bytes | None = None  # the one that the context applies
         self._context: Any = None
         self._batch: Any = None
         self._abort = abort  # C holds its address: it must live as long as the context
@@ -77,7 +101,13 @@ class Model:
             self.can_rewind = not (
                 llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
             )
-            self._make_context(slots, threads)
+            self.batch_tokens = self.chunk_tokens + slots
+            if exam_cells is not None:
+                self.batch_tokens = max(
+                    slots, min(EXAM_BATCH_TOKENS, EXAM_LOGITS_MAX // self.vocabulary_size)
+                )
+                self.context_tokens = max(1, min(exam_cells, trained))
+            self._make_context(slots, threads, exam_cells or self.context_tokens * slots)
             self.template = self._read_template(bounds)
         except BaseException:
             self.close()
@@ -89,22 +119,33 @@ class Model:
             llama.llama_batch_free(self._batch)
         if self._context:
             llama.llama_free(self._context)
-        llama.llama_model_free(self._model)
+        llama.llama_model_free(self._model)  # and with it its adapters
+        self._adapters.clear()
         self._batch = self._context = self._model = None
 
     # --- text and tokens -----------------------------------------------------------------------------------------
 
     def tokenize(self, text: str) -> list[int]:
         """Return the prompt's tokens. A begin-of-text token is added unless the template wrote one."""
+        return self._tokens(
+            text, add_special=not (self._bos and text.startswith(self._bos)), parse_special=True
+        )
+
+    def tokenize_answer(self, text: str) -> list[int]:
+        """Return the tokens of an answer: what looks like a control token is text."""
+        return self._tokens(text, add_special=False, parse_special=False)
+
+    def _tokens(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode()
-        add_special = not (self._bos and text.startswith(self._bos))
         size = len(data) + 8
         for _ in range(2):
             if size > PROMPT_TOKENS_MAX:
                 raise ModelError(f"a prompt of {size} tokens, expected at most {PROMPT_TOKENS_MAX}")
             tokens = (llama.llama_token * size)()
             count = int(
-                llama.llama_tokenize(self.vocabulary, data, len(data), tokens, size, add_special, True)
+                llama.llama_tokenize(
+                    self.vocabulary, data, len(data), tokens, size, add_special, parse_special
+                )
             )
             if count >= 0:
                 return tokens[:count]  # type: ignore[no-any-return]  # a slice of a ctypes array is a list
@@ -153,7 +194,7 @@ class Model:
         """
         row = llama.llama_get_logits_ith(self._context, index)
         if not row or not all_finite(row, self.vocabulary_size):
-            raise ModelError("the model computes numbers that are not finite; its weights are damaged")
+            raise NotFinite(NOT_FINITE)
         return int(llama.llama_sampler_sample(sampler, self._context, index))
 
     def rewind(self, sequence: int, position: int) -> bool:
@@ -162,6 +203,74 @@ class Model:
             return True
         llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         return False
+
+    def logits(self, outputs: int) -> Any:
+        """Return the address of the last batch's logits: (outputs, vocabulary_size) floats, in the order of the rows.
+
+        Raises:
+            NotFinite: one of them is not.
+        """
+        rows = llama.llama_get_logits(self._context)
+        if not rows or not all_finite(rows, outputs * self.vocabulary_size):
+            raise NotFinite(NOT_FINITE)
+        return rows
+
+    def forget_all(self) -> None:
+        """Forget all sequences, and overwrite what they left.
+
+        llama.cpp masks what a sequence must not see by adding minus infinity, and NaN stays NaN: numbers that are not
+        finite, once in the cache, would be in every later answer, whoever asks and with whatever adapter.
+        """
+        llama.llama_memory_clear(self._memory, True)
+
+    # --- adapters ------------------------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> Collection[bytes]:
+        """Digests of the adapters that are loaded."""
+        return self._adapters.keys()
+
+    def load_adapter(self, digest: bytes, data: bytes) -> None:
+        """Load an adapter from bytes that the strict checker has passed; loading it again changes nothing.
+
+        llama.cpp reads the bytes that were checked, not the file, which somebody may have replaced since.
+
+        Raises:
+            ModelError: llama.cpp does not take it.
+        """
+        if digest in self._adapters:
+            return
+        self._log.take()
+        stream = _libc.fmemopen(data, len(data), b"rb")
+        if not stream:
+            raise MemoryError
+        try:
+            adapter = llama.llama_adapter_lora_init_from_file_ptr(self._model, stream)
+        finally:
+            _libc.fclose(stream)
+        if not adapter:
+            raise ModelError(self._log.take() or "llama.cpp does not load the adapter")
+        self._adapters[digest] = adapter
+
+    def unload_adapter(self, digest: bytes) -> None:
+        """Give an adapter's memory back."""
+        if digest in self._adapters:
+            if digest == self._adapter:
+                self.use_adapter(None)
+            llama.llama_adapter_lora_free(self._adapters.pop(digest))
+
+    def use_adapter(self, digest: bytes | None) -> None:
+        """Compute the next batches with this adapter, or without one: it holds for the whole context."""
+        if digest == self._adapter:
+            return
+        if digest is None:
+            code = llama.llama_set_adapters_lora(self._context, None, 0, None)
+        else:
+            pointers = (llama.llama_adapter_lora_p_ctypes * 1)(self._adapters[digest])
+            code = llama.llama_set_adapters_lora(self._context, pointers, 1, (ctypes.c_float * 1)(1.0))
+        if code != 0:
+            raise ModelError(f"llama.cpp could not change the adapter (code {code})")
+        self._adapter = digest
 
     def set_threads(self, threads: int) -> None:
         """Use this many threads from the next decode on."""
@@ -181,10 +290,10 @@ class Model:
             raise ModelError(self._log.take() or "llama.cpp does not load the file")
         return model
 
-    def _make_context(self, slots: int, threads: int) -> None:
+    def _make_context(self, slots: int, threads: int, cells: int) -> None:
         parameters = llama.llama_context_default_params()
-        parameters.n_ctx = self.context_tokens * slots
-        parameters.n_batch = parameters.n_ubatch = self.chunk_tokens + slots
+        parameters.n_ctx = cells
+        parameters.n_batch = parameters.n_ubatch = self.batch_tokens
         parameters.n_seq_max = slots
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.flash_attn_type = (
@@ -200,7 +309,7 @@ class Model:
         self._memory = llama.llama_get_memory(self._context)
         if llama.llama_model_has_encoder(self._model) or not self._memory:
             raise ModelError("the file is no decoder-only language model")
-        self._batch = llama.llama_batch_init(self.chunk_tokens + slots, 0, 1)
+        self._batch = llama.llama_batch_init(self.batch_tokens, 0, 1)
         self._piece = ctypes.create_string_buffer(PIECE_BYTES_MAX)
 
     def _read_template(self, bounds: RenderBounds) -> ChatTemplate:

@@ -15,7 +15,7 @@ import trio
 
 from protocol.limits import STALL_TIMEOUT_S
 from runtime import sandbox
-from runtime.engine import BadTemplate, EngineDied, EngineError, PromptTooLong
+from runtime.engine import AdapterRefused, BadTemplate, EngineDied, EngineError, PromptTooLong
 from runtime.llama import wire
 
 START_S_MAX = 20.0  # to import and to close the sandbox: 0.2 s on an idle machine
@@ -26,10 +26,12 @@ _ERRORS: dict[str, type[EngineError]] = {
     "too_long": PromptTooLong,
     "template": BadTemplate,
     "model": EngineError,
+    "adapter": AdapterRefused,
     "engine": EngineError,
 }
 
-Answer = wire.Header | wire.Loaded | wire.Counted
+Question = wire.Load | wire.LoadAdapter | wire.Inspect | wire.CountTokens | wire.Grade
+Answer = wire.Header | wire.Loaded | wire.AdapterLoaded | wire.Counted | wire.Graded
 GenerationMessage = wire.Beat | wire.NewTokens | wire.Done | wire.Cancelled | wire.Failed
 
 
@@ -65,7 +67,7 @@ class LlamaChild:
         self._handle = handle
         self._outbox: list[wire.ToChild] = []
         self._outbox_filled = trio.Event()
-        self._questions: dict[int, _Question] = {}
+        self._questions: dict[int, _OpenQuestion] = {}
         self._owed: set[int] = set()  # calls without an end
         self._has_debts = trio.Event()
         self._heard_at = trio.current_time()
@@ -91,19 +93,25 @@ class LlamaChild:
         self._outbox.append(message)
         self._outbox_filled.set()
 
-    async def ask(self, message: wire.Load | wire.Inspect | wire.CountTokens) -> Answer:
+    async def ask(self, message: Question) -> Answer:
         """Send a question and return its answer.
 
         Raises:
             EngineError: the child says why not, or died.
         """
-        question = _Question()
+        question = _OpenQuestion()
         self._questions[message.call] = question
         self._owe(message.call)
         self.tell(message)
         await question.answered.wait()
         match question.answer:
-            case wire.Header() | wire.Loaded() | wire.Counted() as answer:
+            case (
+                wire.Header()
+                | wire.Loaded()
+                | wire.AdapterLoaded()
+                | wire.Counted()
+                | wire.Graded() as answer
+            ):
                 return answer
             case wire.Failed() as failed:
                 raise error_from(failed)
@@ -161,7 +169,14 @@ class LlamaChild:
         match message:
             case wire.Beat() if question:
                 question.in_template = message.phase == "template"
-            case wire.Header() | wire.Loaded() | wire.Counted() | wire.Failed() if question:
+            case (
+                wire.Header()
+                | wire.Loaded()
+                | wire.AdapterLoaded()
+                | wire.Counted()
+                | wire.Graded()
+                | wire.Failed()
+            ) if question:
                 self._close(message.call, message)
             case wire.Beat() | wire.NewTokens() | wire.Done() | wire.Cancelled() | wire.Failed() if (
                 not question
@@ -255,7 +270,7 @@ class LlamaChild:
         return f"the engine's child ended with {cause}{words}"
 
 
-class _Question:
+class _OpenQuestion:
     def __init__(self) -> None:
         self.answered = trio.Event()
         self.answer: Answer | wire.Failed | None = None
@@ -285,6 +300,11 @@ async def _wait(process: subprocess.Popen[bytes]) -> None:
         process.wait()
     else:
         await trio.to_thread.run_sync(process.wait)
+
+
+def adapter_memory(size_bytes: int) -> int:
+    """Return the address space that loading adapters of so many bytes takes: numpy, the file, what is made of it."""
+    return 3 * size_bytes + 256 * 1024 * 1024
 
 
 def memory_needed(size_bytes: int, kv_bytes: int) -> int:

@@ -50,12 +50,34 @@ class Load(Message, frozen=True):
         int, msgspec.Meta(ge=0, lt=2**53)
     ]  # address space, with all that is loaded by then
     tokens_per_s: PerSecond  # as measured before, to plan with; 0 measures it now, which takes about a second
+    for_exams: bool = False  # it takes `Grade` instead of `Generate`; slots and speed mean nothing then
 
 
 class Unload(Message, frozen=True):
     """Give the model's memory back. Its sequences have ended before."""
 
     model: DigestBytes
+
+
+class LoadAdapter(Message, frozen=True):
+    """Check an adapter's file strictly, and load it if its model is loaded; the answer is `AdapterLoaded` or `Failed`.
+
+    A model that was loaded for exams also has the adapter answer canary prompts.
+    """
+
+    call: CallId
+    model: DigestBytes
+    adapter: DigestBytes
+    path: str
+    base_path: str
+    memory_bytes_max: Annotated[int, msgspec.Meta(ge=0, lt=2**53)]  # as in `Load`
+
+
+class UnloadAdapter(Message, frozen=True):
+    """Give the adapter's memory back. The sequences that it was used for have ended before."""
+
+    model: DigestBytes
+    adapter: DigestBytes
 
 
 class Inspect(Message, frozen=True):
@@ -88,6 +110,7 @@ class Generate(Message, frozen=True):
     sampling: SamplingParameters
     stop: tuple[str, ...]
     received: tuple[Token, ...]
+    adapter: DigestBytes | None = None
 
 
 class CountTokens(Message, frozen=True):
@@ -96,6 +119,15 @@ class CountTokens(Message, frozen=True):
     call: CallId
     model: DigestBytes
     turns: Turns
+
+
+class Grade(Message, frozen=True):
+    """Hold an exam on a model that was loaded for it; the answer is `Graded` or `Failed`."""
+
+    call: CallId
+    model: DigestBytes
+    adapter: DigestBytes | None
+    questions: tuple[tuple[str, str], ...]  # (what a user says, the expected answer)
 
 
 class Cancel(Message, frozen=True):
@@ -110,7 +142,18 @@ class SetThreads(Message, frozen=True):
     threads: Count
 
 
-ToChild = Load | Unload | Inspect | Generate | CountTokens | Cancel | SetThreads
+ToChild = (
+    Load
+    | Unload
+    | LoadAdapter
+    | UnloadAdapter
+    | Inspect
+    | Generate
+    | CountTokens
+    | Grade
+    | Cancel
+    | SetThreads
+)
 
 # --- child to daemon ---------------------------------------------------------------------------------------------
 
@@ -141,6 +184,12 @@ class Loaded(Message, frozen=True):
     context_tokens: Count
     prompt_tokens_per_s: PerSecond
     tokens_per_s: PerSecond
+
+
+class AdapterLoaded(Message, frozen=True):
+    """The adapter's file is in order; if its model is loaded, so is the adapter."""
+
+    call: CallId
 
 
 class Beat(Message, frozen=True):
@@ -186,15 +235,40 @@ class Counted(Message, frozen=True):
     tokens: Count
 
 
+class Mark(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """How one question was answered.
+
+    Attributes:
+        is_right: the greedy answer is the expected one, to the letter.
+        loss: sum of the negative log-likelihoods of the expected answer's tokens and its end, in nats.
+        tokens: how many those are.
+        given: the greedy answer if it is wrong.
+    """
+
+    is_right: bool
+    loss: Annotated[float, msgspec.Meta(ge=0, lt=1e12)]
+    tokens: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+    given: Annotated[str, msgspec.Meta(max_length=65_536)]
+
+
+class Graded(Message, frozen=True):
+    """The marks of all questions, in their order."""
+
+    call: CallId
+    marks: Annotated[tuple[Mark, ...], msgspec.Meta(max_length=4_096)]
+
+
 class Failed(Message, frozen=True):
     """A call ended with an error; the child goes on."""
 
     call: CallId
-    kind: Annotated[str, msgspec.Meta(pattern="^(too_long|template|model|engine)$")]
+    kind: Annotated[str, msgspec.Meta(pattern="^(too_long|template|model|adapter|engine)$")]
     text: Line
 
 
-FromChild = Ready | Header | Loaded | Beat | NewTokens | Done | Cancelled | Counted | Failed
+FromChild = (
+    Ready | Header | Loaded | AdapterLoaded | Beat | NewTokens | Done | Cancelled | Counted | Graded | Failed
+)
 
 
 class BadFrame(ValueError):
