@@ -49,6 +49,10 @@ class Config:
     budget_day_micro: int = 0
     exposure_peer_micro: int = 1_000_000
     battery_percent_min: int = 30
+    train: bool = True
+    price_step_micro: int = 1_000
+    pay_step_micro_max: int = 10_000
+    cohort_min: int = limits.COHORT_MIN_DEFAULT
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -133,6 +137,9 @@ _RANGES = {
     "budget_day_micro": (0, MICRO_MAX),
     "exposure_peer_micro": (0, MICRO_MAX),
     "battery_percent_min": (0, 100),
+    "price_step_micro": (0, MICRO_MAX),
+    "pay_step_micro_max": (0, MICRO_MAX),
+    "cohort_min": (1, limits.COHORT_MAX),
 }
 
 DEFAULT_TOML = """\
@@ -182,6 +189,13 @@ DEFAULT_TOML = """\
 
 # on battery: no work for others below this charge
 # battery_percent_min = 30
+
+# whether this device's private data (agora data) may train adapters, what it asks for a training step, what its own runs
+# pay for one at most, and how many must train together at least: the fewer, the more an update tells of its owner
+# train = true
+# price_step_micro = 1000
+# pay_step_micro_max = 10000
+# cohort_min = 3
 
 # "info" shows every event on stderr, "quiet" only what stops the daemon
 # log_level = "info"
