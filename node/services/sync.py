@@ -167,7 +167,7 @@ class Sync:
             entry = open_entry(data, self._wire.mesh_id)
         except RemoteProtocolError:
             return Verdict.REJECT
-        if entry.message.log != "assembly" or not self._logbook.assembly.is_member(entry.sender):
+        if entry.message.log != "assembly" or not self._logbook.assembly.may_speak(entry.sender):
             # Perhaps we have not heard of its admission yet: the pull that a gap causes will tell.
             return Verdict.IGNORE
         return Verdict.ACCEPT
