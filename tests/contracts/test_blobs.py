@@ -1,0 +1,191 @@
+"""What every backend of the Blobs port promises. A new backend joins by adding itself to `BACKENDS`."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from node.blob_directory import DirectoryBlobs
+from node.blobs import Blobs
+from node.simulation.memory_blobs import MemoryBlobs
+from node.store import StoreFull
+from runtime.engine import Digest
+
+BLOB = bytes(range(256)) * 40
+
+
+def digest_of(data: bytes) -> Digest:
+    return Digest(hashlib.sha256(data).digest())
+
+
+class Directory:
+    """Files; a start of the daemon reads the directory again."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory / "blobs"
+
+    def open(self) -> Blobs:
+        return DirectoryBlobs(self._directory, free_bytes_min=0)
+
+    def full(self) -> Blobs:
+        return DirectoryBlobs(self._directory, free_bytes_min=2**62)
+
+
+class Memory:
+    """The simulator's disk: the object itself outlives its node."""
+
+    def __init__(self, _: Path) -> None:
+        self._blobs = MemoryBlobs()
+
+    def open(self) -> Blobs:
+        return self._blobs
+
+    def full(self) -> Blobs:
+        return MemoryBlobs(size_bytes_max=1)
+
+
+Place = Directory | Memory
+BACKENDS: list[Callable[[Path], Place]] = [Directory, Memory]
+
+
+@pytest.fixture(params=BACKENDS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """One empty place of each kind."""
+    backend: Callable[[Path], Place] = request.param
+    return backend(tmp_path)
+
+
+async def fetched(blobs: Blobs, digest: Digest, data: bytes) -> bool:
+    """Bring a blob in, in pieces of 1,000 bytes."""
+    at = await blobs.begin(digest, len(data))
+    while at < len(data):
+        await blobs.append(digest, at, data[at : at + 1_000])
+        at += 1_000
+    return await blobs.finish(digest)
+
+
+async def test_what_was_put_is_there_after_a_restart(place: Place) -> None:
+    digest = await place.open().put(BLOB)
+
+    blobs = place.open()
+    assert digest == digest_of(BLOB)
+    assert blobs.has(digest)
+    assert blobs.size(digest) == len(BLOB)
+    assert await blobs.read(digest) == BLOB
+    assert blobs.path(digest).name == digest.hex()
+
+
+async def test_any_part_can_be_read(place: Place) -> None:
+    blobs = place.open()
+    digest = await blobs.put(BLOB)
+
+    assert await blobs.read(digest, 100, 50) == BLOB[100:150]
+    assert await blobs.read(digest, 100) == BLOB[100:]
+    assert await blobs.read(digest, len(BLOB) - 1, 50) == BLOB[-1:]
+    assert await blobs.read(digest, len(BLOB) + 1, 50) == b""
+
+
+async def test_putting_it_twice_changes_nothing(place: Place) -> None:
+    blobs = place.open()
+
+    assert await blobs.put(BLOB) == await blobs.put(BLOB)
+    assert await blobs.read(digest_of(BLOB)) == BLOB
+
+
+async def test_what_is_not_here_is_a_key_error(place: Place) -> None:
+    blobs = place.open()
+    absent = digest_of(b"absent")
+
+    assert not blobs.has(absent)
+    with pytest.raises(KeyError):
+        blobs.size(absent)
+    with pytest.raises(KeyError):
+        await blobs.read(absent)
+
+
+@pytest.mark.parametrize("data", [BLOB, b"", b"x"])
+async def test_a_fetched_blob_is_there_when_it_is_finished_and_not_before(place: Place, data: bytes) -> None:
+    blobs = place.open()
+    digest = digest_of(data)
+
+    assert await blobs.begin(digest, len(data)) == 0
+    assert not blobs.has(digest)
+    assert await fetched(blobs, digest, data)
+
+    assert await place.open().read(digest) == data
+
+
+async def test_a_fetch_goes_on_after_a_restart_where_it_ended(place: Place) -> None:
+    digest = digest_of(BLOB)
+    blobs = place.open()
+    await blobs.begin(digest, len(BLOB))
+    await blobs.append(digest, 0, BLOB[:3_000])
+    await blobs.append(digest, 3_000, BLOB[3_000:4_000])
+
+    blobs = place.open()
+
+    assert not blobs.has(digest)
+    assert await blobs.begin(digest, len(BLOB)) == 4_000
+    assert await fetched(blobs, digest, BLOB)
+    assert await blobs.read(digest) == BLOB
+
+
+async def test_bytes_of_another_blob_are_dropped_whole(place: Place) -> None:
+    """A liar's bytes must not be what the next fetch goes on with."""
+    blobs = place.open()
+    digest = digest_of(BLOB)
+
+    assert not await fetched(blobs, digest, BLOB[:-1] + b"!")
+
+    assert not blobs.has(digest)
+    assert await blobs.begin(digest, len(BLOB)) == 0
+    assert await fetched(blobs, digest, BLOB)
+
+
+async def test_an_append_at_the_beginning_forgets_what_was_there(place: Place) -> None:
+    blobs = place.open()
+    digest = digest_of(BLOB)
+    await blobs.begin(digest, len(BLOB))
+    await blobs.append(digest, 0, bytes(5_000))
+
+    await blobs.append(digest, 0, b"")
+    await blobs.append(digest, 0, BLOB)
+
+    assert await blobs.finish(digest)
+
+
+async def test_what_is_longer_than_the_blob_is_no_beginning_of_it(place: Place) -> None:
+    blobs = place.open()
+    digest = digest_of(b"short")
+    await blobs.begin(digest, 1_000)
+    await blobs.append(digest, 0, bytes(1_000))
+
+    assert await blobs.begin(digest, 5) == 0
+    assert await fetched(blobs, digest, b"short")
+
+
+async def test_what_is_dropped_is_gone_after_a_restart_too(place: Place) -> None:
+    blobs = place.open()
+    kept, dropped, begun = await blobs.put(b"kept"), await blobs.put(BLOB), digest_of(b"begun")
+    await blobs.begin(begun, 5)
+    await blobs.append(begun, 0, b"beg")
+
+    await blobs.drop(dropped)
+    await blobs.drop(begun)
+    await blobs.drop(digest_of(b"never here"))
+
+    blobs = place.open()
+    assert [blobs.has(each) for each in (kept, dropped, begun)] == [True, False, False]
+    assert await blobs.begin(begun, 5) == 0
+
+
+async def test_a_full_disk_is_said_and_keeps_nothing(place: Place) -> None:
+    blobs = place.full()
+
+    with pytest.raises(StoreFull):
+        await blobs.put(BLOB)
+    with pytest.raises(StoreFull):
+        await blobs.begin(digest_of(BLOB), len(BLOB))
+
+    assert not place.open().has(digest_of(BLOB))
