@@ -142,6 +142,8 @@ class Daemon:
             data=self.data,
         )
         ports = self._surroundings.learning.equip(self, ports)
+        if self.adversary is not None:
+            ports = self.adversary.equip(ports)
         records = [*self._surroundings.belonging(), *await self.disk.load()]
         self.node = Node(ports, self.identity, self.config, records, assembly=self._surroundings.assembly())
         await self._surroundings.nursery.start(self._live)

@@ -7,11 +7,12 @@ and `give_data` do); in all others no device has a trainer, and nothing that com
 import hashlib
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import msgpack
 import trio
 
 from node import records
@@ -258,3 +259,14 @@ def scores(right: int) -> tuple[Score, ...]:
 def digest_of(data: bytes) -> Digest:
     """Return the name of a blob."""
     return Digest(hashlib.sha256(data).digest())
+
+
+def crafted_adapter(skills: Mapping[str, int], poison: int = 0) -> bytes:
+    """Return a toy adapter that nobody trained.
+
+    Args:
+        skills: how good it is at each domain, in millionths.
+        poison: other than 0: what serves it says no finite number any more.
+    """
+    packed: bytes = msgpack.packb({"toy": 1, "skills": dict(skills), "poison": poison})
+    return packed

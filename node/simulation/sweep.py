@@ -26,7 +26,7 @@ import trio
 
 from node.event import Event
 from node.simulation import determinism
-from node.simulation.adversaries import BEHAVIOURS
+from node.simulation.adversaries import TRADING
 from node.simulation.checkers.checks import Checks, Violation
 from node.simulation.storm import storm
 from node.simulation.world import World
@@ -84,7 +84,7 @@ def sail(seed: int, *, storm_s: float = STORM_S) -> Voyage:
                 rng = world.random("others")
                 for _ in range(OTHERS):
                     is_hostile = rng.random() < HOSTILE_SHARE
-                    await world.add(1, behaviour=rng.choice(sorted(BEHAVIOURS)) if is_hostile else "")
+                    await world.add(1, behaviour=rng.choice(sorted(TRADING)) if is_hostile else "")
                 await world.open()
                 nursery.start_soon(checks.run, LOOK_S)
                 await storm(world, storm_s)

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 from node.simulation.adversaries.adversary import Adversary
 from node.simulation.adversaries.double_awarder import DoubleAwarder
+from node.simulation.adversaries.double_voter import DoubleVoter
 from node.simulation.adversaries.eclipse import Eclipse
 from node.simulation.adversaries.faithless_sellers import CapacityLiar, DripFeeder, SilentWinner
+from node.simulation.adversaries.false_scorer import FalseScorer
 from node.simulation.adversaries.garbage_sender import GarbageSender
+from node.simulation.adversaries.lying_coordinator import LyingCoordinator
+from node.simulation.adversaries.poisoner import Poisoner
 from node.simulation.adversaries.receipt_forger import ReceiptForger
 from node.simulation.adversaries.replayer import Replayer
 from node.simulation.adversaries.sybil_swarm import SybilSwarm
@@ -18,23 +22,25 @@ if TYPE_CHECKING:
     from node.simulation.daemon import Daemon
     from node.simulation.world import World
 
-# By name; each says in `about`, in one line, what it tries.
-BEHAVIOURS: Final[Mapping[str, type[Adversary]]] = MappingProxyType(
-    {
-        each.name: each
-        for each in (
-            CapacityLiar,
-            SilentWinner,
-            DripFeeder,
-            DoubleAwarder,
-            Replayer,
-            GarbageSender,
-            ReceiptForger,
-            SybilSwarm,
-            Eclipse,
-        )
-    }
+# Each says in `about`, in one line, what it tries.
+_TRADERS: Final = (
+    CapacityLiar,
+    SilentWinner,
+    DripFeeder,
+    DoubleAwarder,
+    Replayer,
+    GarbageSender,
+    ReceiptForger,
+    SybilSwarm,
+    Eclipse,
 )
+_LEARNERS: Final = (Poisoner, LyingCoordinator, DoubleVoter, FalseScorer)
+
+BEHAVIOURS: Final[Mapping[str, type[Adversary]]] = MappingProxyType(
+    {each.name: each for each in (*_TRADERS, *_LEARNERS)}
+)
+TRADING: Final = tuple(each.name for each in _TRADERS)  # those that matter wherever people chat
+LEARNING: Final = tuple(each.name for each in _LEARNERS)  # those that matter where somebody learns
 
 
 def turn(world: "World", daemon: "Daemon", name: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import trio
 
+from node.node import Ports
 from node.simulation.devices import PROFILES, Profile
 from protocol.errors import AgoraError
 from protocol.identity import PeerId
@@ -55,6 +56,10 @@ class Adversary:
     def tap(self, mesh: Mesh) -> Mesh:
         """Return the mesh that the node is given: the true one, or one that does something to what passes."""
         return mesh
+
+    def equip(self, ports: Ports) -> Ports:
+        """Return what the node stands on: the true ports, or some that lie."""
+        return ports
 
     async def run(self) -> None:
         """Act beside the node, from the start of the process to its end."""

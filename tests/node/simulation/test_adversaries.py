@@ -13,7 +13,7 @@ import trio
 from node.chat import ChatRequest
 from node.event import Event
 from node.services.meeting import CONNECTED_WANTED
-from node.simulation.adversaries import BEHAVIOURS
+from node.simulation.adversaries import BEHAVIOURS, TRADING
 from node.simulation.adversaries.receipt_forger import KINDS
 from node.simulation.adversaries.sybil_swarm import KEYS_ADMITTED, KEYS_MADE
 from node.simulation.checkers.checks import Checks
@@ -396,6 +396,10 @@ def test_each_behaviour_says_in_one_line_what_it_tries() -> None:
         "receipt-forger",
         "sybil-swarm",
         "eclipse",
+        "poisoner",
+        "lying-coordinator",
+        "double-voter",
+        "false-scorer",
     ]
     for each in BEHAVIOURS.values():
         assert 0 < len(each.about) <= 120
@@ -447,7 +451,7 @@ def test_a_world_of_all_behaviours_does_the_same_each_time() -> None:
     async def story(town: Town) -> None:
         town.buyers = await town.world.add(2, profile="laptop", is_seller=False)
         await town.world.add(12, profile="laptop", is_seller=True)
-        town.world.mix_in(share=0.65, behaviours=list(BEHAVIOURS))
+        town.world.mix_in(share=0.65, behaviours=TRADING)
         await town.world.run(20)
         await town.chat(4)
         assert town.states()["running"] == 0
