@@ -68,11 +68,7 @@ def epsilon_milli(taken: Iterable[StepsTaken], delta: float) -> int:
             break  # the series of still lower orders converge more slowly yet
         epsilon = min(epsilon, _epsilon(log_moment, tenths, delta))
     # a hair more than was computed, so that rounding of floats never ends up below
-    return (
-        min(math.ceil(epsilon * 1_000 + 1e-6), EPSILON_MILLI_CAP)
-        if math.isfinite(epsilon)
-        else EPSILON_MILLI_CAP
-    )
+    return min(math.ceil(epsilon * 1_000 + 1e-6), EPSILON_MILLI_CAP)
 
 
 def noise_for(
