@@ -40,6 +40,7 @@ class SellerState:
     Attributes:
         buyer_owner: whose device the buyer is; None: not admitted, or revoked.
         context_tokens: what the engine runs the model with; None: the model is not held.
+        is_adapter_ready: the adapter that is asked for can be served now, or none is asked for.
         is_memory_enough: the model is loaded, or fits.
         battery_percent: -1: no battery.
         load_percent: of all cores.
@@ -50,6 +51,7 @@ class SellerState:
 
     buyer_owner: str | None
     context_tokens: int | None
+    is_adapter_ready: bool
     is_memory_enough: bool
     slots: int
     slots_free: int
@@ -88,6 +90,7 @@ def quote(request: Sealed[Request], terms: SellerTerms, state: SellerState) -> B
         ("price", total > wanted.total_micro_max, f"{total} asked, at most {wanted.total_micro_max} allowed"),
         ("memory", not state.is_memory_enough, "the model does not fit into free memory"),
         ("model_missing", state.context_tokens is None, "the model is not held"),
+        ("model_missing", not state.is_adapter_ready, "the adapter is not ready here"),
         (
             "context",
             context > (state.context_tokens or 0),

@@ -15,18 +15,22 @@ from marketplace.pricing import Prices
 from marketplace.refusal import Refused
 from protocol.envelope import Sealed
 from protocol.identity import PeerId
-from protocol.messages import Award, Privacy, Work
+from protocol.messages import NO_HASH, Award, Privacy, Work
 
 LEASES_MAX = 1_024  # sessions served at a time; the one used least recently goes to auction again
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a lease serves. The privacy class is part of it: a chat never rides on a lease that was sold more widely."""
+    """What a lease serves. The privacy class is part of it: a chat never rides on a lease that was sold more widely.
+
+    So is the adapter: when a name's head moves on, its sessions go to auction again.
+    """
 
     digest: bytes
     model: bytes
     privacy: Privacy
+    adapter: bytes = NO_HASH
 
 
 @dataclass

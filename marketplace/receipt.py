@@ -1,6 +1,6 @@
 """The receipt: what a seller may claim for one attempt, and what a payer checks before it countersigns.
 
-A receipt binds the award, the job and attempt, both parties, the model, how tokens were drawn, the prompt and the
+A receipt binds the award, the job and attempt, both parties, the model and its adapter, how tokens were drawn, the prompt and the
 delivered token ids by their digests, and the price. The payer compares every one of them with what it asked for and
 what arrived; one difference and it does not sign. Only the times are the seller's word.
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from marketplace.pricing import Prices
 from protocol.envelope import Sealed, encode
-from protocol.messages import NO_HASH, Accepted, Award, Countersignature, Receipt, SamplingTerms, Turn, Work
+from protocol.messages import Accepted, Award, Countersignature, Receipt, SamplingTerms, Turn, Work
 
 TEMPLATE_TOKENS_MAX = 256  # a chat template's own words: a default system prompt, the date
 TURN_TOKENS_MAX = 16  # and its marks around each turn
@@ -71,7 +71,7 @@ def draft_receipt(
         payer=award.sender,
         payee=terms.seller,
         model=terms.model,
-        adapter=NO_HASH,
+        adapter=terms.adapter,
         sampling=sampling_digest(work.sampling),
         seed=work.sampling.seed,
         prompt=prompt_digest(work.turns),
@@ -107,7 +107,7 @@ def check_receipt(
         ("job_id", found.job_id, work.job_id),
         ("attempt", found.attempt, work.attempt),
         ("model", found.model, terms.model),
-        ("adapter", found.adapter, NO_HASH),
+        ("adapter", found.adapter, terms.adapter),
         ("sampling", found.sampling, sampling_digest(work.sampling)),
         ("seed", found.seed, work.sampling.seed),
         ("prompt", found.prompt, prompt_digest(work.turns)),

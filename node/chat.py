@@ -14,7 +14,7 @@ class ChatRequest:
     """One request of a client.
 
     Attributes:
-        model: a name as the client gave it: `NAME`, `NAME@digest8` or `auto`.
+        model: a name as the client gave it: `NAME`, `NAME@digest8` or `auto`; see `models.py` for `+ADAPTER`.
         session: 32 bytes that say which conversation this is (warm cache, no new auction); None: no session.
     """
 
@@ -25,6 +25,19 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     privacy: Privacy = "owner"
     session: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a model's name stands for.
+
+    Attributes:
+        base: the model's digest.
+        adapters: digests, `NO_HASH` for the bare base: the first that somebody can serve answers.
+    """
+
+    base: bytes
+    adapters: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)

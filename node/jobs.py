@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
-from node.chat import ChatRequest
+from node.chat import ChatRequest, Wanted
 from node.clock import Clock
 from node.store import Record, Store
 from node.views import AttemptView, BidView, JobView
 from protocol.envelope import Sealed
 from protocol.errors import AgoraError
 from protocol.identity import PeerId
-from protocol.messages import Award, Bid, Id, Work
+from protocol.messages import NO_HASH, Award, Bid, Id, Work
 
 JOB = "job"  # the store's record kind
 JOBS_KEPT = 1_000
@@ -64,19 +64,36 @@ class Attempt:
 
 @dataclass
 class Job:
-    """One request of a client, as it goes."""
+    """One request of a client, as it goes.
+
+    Attributes:
+        wanted: the base, and the adapters that may answer, the best first.
+        adapter: the one that answers, or is being bought; `NO_HASH`: the bare base.
+        name: of the base with that adapter.
+    """
 
     job_id: bytes
     request: ChatRequest
     name: str
-    digest: bytes
+    wanted: Wanted
     started_s: float  # monotonic
     started_at: float  # Unix
+    adapter: bytes = NO_HASH
     state: str = "auction"
     attempts: list[Attempt] = field(default_factory=list)
     first_token_s: float | None = None
     finished_s: float | None = None
     client_left: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def digest(self) -> bytes:
+        """The base model's."""
+        return self.wanted.base
+
+    @property
+    def adapters(self) -> tuple[bytes, ...]:
+        """What may answer now: an answer that has begun goes on with the adapter that it began with."""
+        return (self.adapter,) if self.tokens else self.wanted.adapters
 
     @property
     def ids(self) -> list[int]:
@@ -116,9 +133,9 @@ class JobBook:
                 view = msgspec.msgpack.decode(record.body, type=JobView)
                 self._views[view.job_id] = view
 
-    def open(self, request: ChatRequest, job_id: Id, name: str, digest: bytes) -> Job:
+    def open(self, request: ChatRequest, job_id: Id, name: str, wanted: Wanted) -> Job:
         """Begin a job."""
-        job = Job(job_id, request, name, digest, self._clock.now(), self._clock.utc_ms() / 1000)
+        job = Job(job_id, request, name, wanted, self._clock.now(), self._clock.utc_ms() / 1000)
         self._running[job_id] = job
         return job
 
@@ -177,6 +194,7 @@ class JobBook:
             state=job.state,
             model=job.name,
             digest=job.digest.hex(),
+            adapter="" if job.adapter == NO_HASH else job.adapter.hex(),
             privacy=job.request.privacy,
             seller=last.seller or "",
             attempt=last.number,

@@ -1,34 +1,80 @@
-"""What a model is called here: published names, unpublished ones as `NAME@digest8`, and `auto`."""
+"""What a model is called here: published names, unpublished ones as `NAME@digest8`, and `auto`.
+
+Behind any of these a patch of the model's line may be named:
+
+    NAME            what the mesh has ratified: the newest patch in force; while nobody serves it yet, the one before
+    NAME+v3         version 3 of the line, as long as it is in force
+    NAME+3fa9c1b7   the adapter whose digest begins so
+    NAME+base       the bare base
+"""
 
 import re
 from collections.abc import Callable
 
+import msgspec
+
 from marketplace.assembly.assembly import Assembly
-from node.chat import UnknownModelName
+from node.chat import UnknownModelName, Wanted
 from node.clock import Clock
 from node.directory import Directory
+from node.patches import Patches
 from node.views import ModelView
 from protocol.identity import PeerId
-from protocol.messages import ModelOffer
+from protocol.messages import NO_HASH, ModelOffer
 from runtime.engine import Digest, Engine
 
 DIGEST_PREFIX_HEX = 8
+BARE = "base"
 
 
 class ModelNames:
-    """Names over digests: the members' cards, the adverts heard, and this device's own files."""
+    """Names over digests: the members' cards, the patches they ratified, the adverts heard, this device's own files."""
 
     def __init__(
-        self, me: PeerId, assembly: Callable[[], Assembly], directory: Directory, engine: Engine, clock: Clock
+        self,
+        me: PeerId,
+        assembly: Callable[[], Assembly],
+        patches: Patches,
+        directory: Directory,
+        engine: Engine,
+        clock: Clock,
     ) -> None:
         self._me = me
         self._assembly = assembly
+        self._patches = patches
         self._directory = directory
         self._engine = engine
         self._clock = clock
 
     def views(self) -> list[ModelView]:
-        """Every model that somebody reachable, or this device, holds."""
+        """Every model that somebody reachable, or this device, holds; behind each its patches that somebody serves."""
+        offered = self._offered()
+        return [each for base in self._bases() for each in (base, *self._patched(base, offered))]
+
+    def _patched(
+        self, base: ModelView, offered: dict[bytes, list[tuple[PeerId, ModelOffer]]]
+    ) -> list[ModelView]:
+        digest = bytes.fromhex(base.digest)
+        views = []
+        for version, adapter in self._patches.in_force(digest):
+            holders = [peer for peer, model in offered.get(digest, []) if adapter in model.adapters]
+            is_local = self._engine.adapters.get(Digest(adapter)) == digest
+            if adapter != NO_HASH and (is_local or holders):
+                views.append(
+                    msgspec.structs.replace(
+                        base,
+                        id=f"{base.id}+v{version}",
+                        adapter=adapter.hex(),
+                        version=version,
+                        holders=[*([self._me] if is_local else []), *sorted(holders)],
+                        is_local=is_local,
+                    )
+                )
+        bare = [msgspec.structs.replace(base, id=f"{base.id}+{BARE}", adapter="", version=0)]
+        return [*views, *bare] if views else []
+
+    def _bases(self) -> list[ModelView]:
+        """Every model; what is said of its patch is what its plain name follows."""
         local = self._engine.models
         offered = self._offered()
         views = []
@@ -36,10 +82,13 @@ class ModelNames:
             offers = offered.get(digest, [])
             card = local.get(Digest(digest))
             architecture = card.architecture if card else offers[0][1].architecture
+            version, adapter = self._patches.head(digest)
             views.append(
                 ModelView(
                     id=self.name(digest),
                     digest=digest.hex(),
+                    adapter="" if adapter == NO_HASH else adapter.hex(),
+                    version=version,
                     architecture=architecture,
                     quantisation=card.quantisation if card else offers[0][1].quantisation,
                     context_tokens=card.context_tokens if card else offers[0][1].context_tokens,
@@ -59,8 +108,11 @@ class ModelNames:
                 table[digest] = of_members
         return table
 
-    def name(self, digest: bytes) -> str:
-        """The name to show for a digest: its card's, else `NAME@digest8`."""
+    def name(self, digest: bytes, adapter: bytes = NO_HASH) -> str:
+        """The name to show for a digest: its card's, else `NAME@digest8`; with an adapter, its version's."""
+        if adapter != NO_HASH:
+            version = self._patches.version_of(digest, adapter)
+            return f"{self.name(digest)}+{f'v{version}' if version else adapter.hex()[:DIGEST_PREFIX_HEX]}"
         published = self._assembly().name_of(digest)
         if published:
             return published
@@ -69,13 +121,30 @@ class ModelNames:
         base = card.name if card else offers[0][1].architecture if offers else "model"
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', base).strip('-') or 'model'}@{digest.hex()[:DIGEST_PREFIX_HEX]}"
 
+    def wanted(self, name: str) -> Wanted:
+        """Return what a client's name stands for: the base, and which of its adapters may answer.
+
+        Raises:
+            UnknownModelName: nobody here holds such a model, or no such patch of it is in force.
+        """
+        plain, plus, patch = name.partition("+")
+        base = self.resolve(plain)
+        if not plus:
+            return Wanted(base, self._patches.followed(base))
+        if patch == BARE:
+            return Wanted(base, (NO_HASH,))
+        adapter = self._patches.find(base, patch)
+        if adapter is None:
+            raise UnknownModelName(name, tuple(view.id for view in self.views()))
+        return Wanted(base, (adapter,))
+
     def resolve(self, name: str) -> bytes:
-        """Return the digest a client's name stands for.
+        """Return the digest of the base that a name without a patch stands for.
 
         Raises:
             UnknownModelName: nobody here holds such a model; the error names those that are held.
         """
-        views = self.views()
+        views = self._bases()
         if name == "auto" and views:
             best = max(views, key=lambda view: (view.is_published, view.is_local, len(view.holders)))
             return bytes.fromhex(best.digest)

@@ -35,6 +35,7 @@ from node.logbook import ENTRY, MESH, Logbook
 from node.models import ModelNames
 from node.overview import Overview
 from node.own_data import OwnData
+from node.patches import Patches
 from node.privacy_book import PrivacyBook
 from node.services.advertiser import Advertiser
 from node.services.blob_exchange import BlobExchange
@@ -228,8 +229,14 @@ class Node:
             sync=self.sync,
             journal=journal,
         )
+        self.patches_followed = Patches(lambda: self.logbook.assembly, self._members_time.utc_ms)
         self.names = ModelNames(
-            identity.peer_id, lambda: self.logbook.assembly, self.directory, ports.engine, clock
+            identity.peer_id,
+            lambda: self.logbook.assembly,
+            self.patches_followed,
+            self.directory,
+            ports.engine,
+            clock,
         )
         self.buyer = Buyer(
             mesh=ports.mesh,

@@ -12,6 +12,7 @@ next award is written, so nothing late can come in on it. A job outlives its cli
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
+from enum import Enum
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ from protocol import limits
 from protocol.errors import AgoraError, RemoteProtocolError
 from protocol.identity import PeerId
 from protocol.mesh import Mesh
+from protocol.messages import NO_HASH
 from runtime.engine import (
     BadTemplate,
     Digest,
@@ -52,6 +54,7 @@ from runtime.engine import (
     Generation,
     PromptTooLong,
     Tokens,
+    UnknownAdapter,
 )
 
 if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own types
@@ -63,6 +66,12 @@ PRICE_SHOWN_S = (
 # Sellers whose word is taken that the prompt is bad. One alone could end any chat so, and the client would ask nobody else.
 BLAMES_BELIEVED = 2
 EVENTS_WAITING_MAX = 256  # a client slower than its seller fills this, and then slows the seller down
+
+
+class Here(Enum):
+    """Instead of a purchase: this device's own engine answers."""
+
+    HERE = "here"
 
 
 class Buyer:
@@ -116,9 +125,9 @@ class Buyer:
             ChatError: one of its kinds, before or between events.
         """
         assert self._nursery is not None, "run() comes first"
-        digest = self._names.resolve(request.model)
+        wanted = self._names.wanted(request.model)
         job_id = self._rng.randbytes(16)
-        job = self._jobs.open(request, job_id, self._names.name(digest), digest)
+        job = self._jobs.open(request, job_id, self._names.name(wanted.base), wanted)
         self._journal.write("job_opened", job=job_id.hex(), model=job.name, privacy=request.privacy)
         send, receive = trio.open_memory_channel[ChatEvent](EVENTS_WAITING_MAX)
         failure: list[ChatError] = []
@@ -134,7 +143,10 @@ class Buyer:
 
     async def quotes(self, model: str, prompt_tokens: int, completion_tokens: int) -> Attempt:
         """Ask sellers what a job would cost, and award nothing."""
-        return await self._purchasing.quote(self._names.resolve(model), (prompt_tokens, completion_tokens))
+        wanted = self._names.wanted(model)
+        return await self._purchasing.quote(
+            (wanted.base, wanted.adapters[0]), (prompt_tokens, completion_tokens)
+        )
 
     # --- a job --------------------------------------------------------------------------------------------------
     async def _run_job(
@@ -163,13 +175,13 @@ class Buyer:
             if job.client_left.is_set():
                 return "cancelled"
             attempt = job.begin_attempt()
-            if self._can_run_here(job, failed):
+            purchase = await self._choose(job, attempt, frozenset(failed), blaming)
+            if purchase is None:
+                failed.update([attempt.seller] if attempt.seller else [])
+                continue
+            if purchase is Here.HERE:
                 ending = await self._run_here(job, attempt, send)
             else:
-                purchase = await self._purchase(job, attempt, frozenset(failed), blaming)
-                if purchase is None:
-                    failed.update([attempt.seller] if attempt.seller else [])
-                    continue
                 ending = await self._run_there(job, attempt, purchase, send)
             attempt.outcome, attempt.reason = "failed", ending.reason
             if ending.end is End.FINISHED:
@@ -190,12 +202,40 @@ class Buyer:
                 tokens=len(attempt.ids),
                 end=ending.end.value,  # not the reason: that is the seller's text, and it has read the prompt
             )
-            if attempt.seller and not (attempt.is_lease and ending.is_lease_over):
+            is_own = attempt.seller == self._logbook.me
+            if attempt.seller and not (ending.is_lease_over and (attempt.is_lease or is_own)):
                 failed.add(attempt.seller)
             if job.tokens >= job.request.tokens_max:  # it failed behind its last token: nothing is missing
                 await self._finish(job, send, FinishReason.LENGTH, attempt.prompt_tokens)
                 return "settled"
         raise Unsold(f"{limits.ATTEMPTS_MAX} attempts failed", declines_of(job))
+
+    async def _choose(
+        self, job: Job, attempt: Attempt, failed: frozenset[PeerId], blaming: Mapping[PeerId, str]
+    ) -> Purchase | Here | None:
+        """Find who answers, with the best of the wanted adapters that somebody can serve; None: that one let us down.
+
+        For a moment after a patch came into force nobody may have loaded it: the job then goes to who serves the version
+        before, rather than to nobody.
+
+        Raises:
+            ChatError: nobody will do it.
+        """
+        *better, last = job.adapters
+        for adapter in (*better, last):
+            job.adapter, job.name = adapter, self._names.name(job.digest, adapter)
+            heard = len(attempt.answers)
+            try:
+                if self._can_run_here(job, failed):
+                    return Here.HERE
+                return await self._purchase(job, attempt, failed, blaming)
+            except Unsold:
+                answers = attempt.answers[heard:]
+                is_missing = not answers or any(answer.reason == "model_missing" for answer in answers)
+                if adapter == last or not is_missing:
+                    raise
+                attempt.outcome = "running"
+        raise AssertionError("the last adapter ends the loop")
 
     async def _purchase(
         self, job: Job, attempt: Attempt, failed: frozenset[PeerId], blaming: Mapping[PeerId, str]
@@ -215,9 +255,12 @@ class Buyer:
             raise Unsold(f"{error}; the one seller that took it blames the prompt", error.declines) from None
 
     # --- here ---------------------------------------------------------------------------------------------------
-    def _can_run_here(self, job: Job, failed: set[PeerId]) -> bool:
+    def _can_run_here(self, job: Job, failed: frozenset[PeerId]) -> bool:
         has_failed = self._logbook.me in failed
-        if Digest(job.digest) not in self._engine.models or has_failed:
+        is_held = Digest(job.digest) in self._engine.models and (
+            job.adapter == NO_HASH or self._engine.adapters.get(Digest(job.adapter)) == job.digest
+        )
+        if not is_held or has_failed:
             if job.request.privacy == "local":
                 what = "failed" if has_failed else "is not"
                 raise Unsold(
@@ -234,6 +277,7 @@ class Buyer:
         request = job.request
         generation = Generation(
             model=Digest(job.digest),
+            adapter=None if job.adapter == NO_HASH else Digest(job.adapter),
             messages=request.messages,
             tokens_max=request.tokens_max,
             sampling=request.sampling,
@@ -261,7 +305,8 @@ class Buyer:
             nursery.cancel_scope.cancel()
         if failure is not None:
             is_clients = isinstance(failure, (PromptTooLong, BadTemplate))
-            return Ending(End.PROMPT if is_clients else End.FAILED, str(failure))
+            is_gone = isinstance(failure, UnknownAdapter)  # a human has just barred it: we go on with another
+            return Ending(End.PROMPT if is_clients else End.FAILED, str(failure), is_lease_over=is_gone)
         if finished is None:
             return Ending(End.FINISHED, "cancelled")
         attempt.prompt_tokens = finished.prompt_tokens

@@ -21,7 +21,7 @@ from node.services.advertiser import Advertiser
 from protocol import limits
 from protocol.identity import PeerId
 from protocol.mesh import Mesh
-from protocol.messages import Privacy
+from protocol.messages import NO_HASH, Privacy
 
 PEERS_ASKED_FOR_SELLERS = 3
 FAILURES_MAX = 2  # of one job; from then on nobody is asked who may be bait
@@ -69,24 +69,30 @@ class Eligibility:
         failed: frozenset[PeerId],
         tokens: tuple[int, int],
         *,
+        adapter: bytes = NO_HASH,
         asked: frozenset[PeerId] = frozenset(),
     ) -> tuple[PeerId, ...]:
         """The best K sellers of a model that may be asked.
 
         Args:
             digest: the model's.
+            adapter: who advertises it is asked first. The others with the model come when none of those is left: an
+                advert is seconds old, and a patch may have been loaded since.
             privacy: of the job.
             failed: who let this job down. Other devices of the same owners come only when nobody else is left: they
                 share its network and its honesty, and five keys of one human would else use up all of a job's attempts.
             tokens: those of the prompt and the cap.
             asked: whom else to leave out.
         """
-        candidates, connected, left_out = [], self._mesh.connected, failed | asked
+        candidates, ready = [], set()
+        connected, left_out = self._mesh.connected, failed | asked
         for offer in self._directory.holders(digest, self._clock.now()):
             seller, advert = offer.advert.sender, offer.advert.message
             if seller not in left_out and self.is_allowed(seller, privacy):
                 total = Prices(advert.prompt_micro, advert.completion_micro).total_micro(*tokens)
                 score = self._reputation.of(seller).score
+                if any(model.digest == digest and adapter in model.adapters for model in advert.models):
+                    ready.add(seller)
                 candidates.append(
                     Candidate(
                         seller,
@@ -97,6 +103,7 @@ class Eligibility:
                         score=score,
                     )
                 )
+        candidates = [each for each in candidates if each.peer in ready] or candidates
         assembly = self._logbook.assembly
         owners = {
             assembly.member(peer).owner
@@ -120,13 +127,14 @@ class Eligibility:
         failed: frozenset[PeerId],
         tokens: tuple[int, int],
         *,
+        adapter: bytes,
         asked: frozenset[PeerId],
     ) -> tuple[PeerId, ...]:
         """The same, after asking around when fewer are known than could be asked."""
-        sellers = self.sellers(digest, privacy, failed, tokens, asked=asked)
+        sellers = self.sellers(digest, privacy, failed, tokens, adapter=adapter, asked=asked)
         if len(sellers) < limits.SELLERS_ASKED_MAX:
             await self._look_for_sellers(digest, is_urgent=not sellers)
-            sellers = self.sellers(digest, privacy, failed, tokens, asked=asked)
+            sellers = self.sellers(digest, privacy, failed, tokens, adapter=adapter, asked=asked)
         return sellers
 
     def why_nobody(self, job: Job, failed: frozenset[PeerId]) -> str:

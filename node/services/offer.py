@@ -14,7 +14,7 @@ from protocol import limits
 from protocol.envelope import Sealed
 from protocol.identity import PeerId
 from protocol.mesh import Mesh
-from protocol.messages import Advert, Bid, Decline, DeclineReason, Device, ModelOffer, Request
+from protocol.messages import NO_HASH, Advert, Bid, Decline, DeclineReason, Device, ModelOffer, Request
 from runtime.engine import Digest, Engine
 
 
@@ -56,6 +56,7 @@ class OwnOffer:
                     context_tokens=card.context_tokens,
                     tokens_per_ks=int(status.tokens_per_s * 1000),
                     prompt_tokens_per_ks=int(status.prompt_tokens_per_s * 1000),
+                    adapters=self._adapters(digest),
                 )
             )
         me = self._logbook.me
@@ -90,11 +91,22 @@ class OwnOffer:
         owed, most = self._exposure.micro(buyer), self._terms.exposure_micro_max
         return f"{owed} not countersigned, at most {most} allowed" if owed > most else ""
 
-    def busy(self, model: Digest) -> str:
+    def is_ready(self, model: bytes, adapter: bytes) -> bool:
+        """Whether an adapter of a model can be served now; the bare base always can."""
+        return adapter == NO_HASH or self._engine.adapters.get(Digest(adapter)) == model
+
+    def busy(self, model: Digest, adapter: bytes) -> str:
         """Why a lease, whose buyer has asked nobody else, had better go to auction now; it need not queue here."""
+        if not self.is_ready(model, adapter):
+            return "its adapter is served here no more"
         if model not in self._engine.models or self._engine.status(model).slots_free > 0:
             return ""
         return f"{self._engine.status(model).slots} slots in use: somebody else is quicker, even with a cold cache"
+
+    def _adapters(self, model: Digest) -> tuple[bytes, ...]:
+        """Those ready to serve, the ones loaded last first; an engine keeps them in the order of loading."""
+        ready = [adapter for adapter, base in self._engine.adapters.items() if base == model]
+        return tuple(reversed(ready))[: limits.ADAPTERS_PER_OFFER_MAX]
 
     def _closed(self) -> tuple[DeclineReason, str] | None:
         """Why nothing is sold now, to whomever: a receipt could not be written."""
@@ -116,6 +128,7 @@ class OwnOffer:
         return SellerState(
             buyer_owner=member.owner if member else None,
             context_tokens=card.context_tokens if card else None,
+            is_adapter_ready=self.is_ready(request.message.model, request.message.adapter),
             is_memory_enough=True,
             slots=status.slots if status else 0,
             slots_free=status.slots_free if status else 0,

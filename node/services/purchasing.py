@@ -143,19 +143,26 @@ class Purchasing:
         Raises:
             Unsold, BadPrompt: nobody will.
         """
+        asked: frozenset[PeerId] = frozenset()
         for _ in range(AUCTIONS_MAX):
             sellers = await self._eligibility.find_sellers(
-                job.digest, job.request.privacy, failed, tokens, asked=frozenset(attempt.asked)
+                job.digest, job.request.privacy, failed, tokens, adapter=job.adapter, asked=asked
             )
             if not sellers:
                 break
+            asked |= frozenset(sellers)
             request = self._request(
-                job.job_id, attempt.number, job.digest, tokens, job.request.privacy, job.request.session
+                job.job_id,
+                attempt.number,
+                (job.digest, job.adapter),
+                tokens,
+                job.request.privacy,
+                job.request.session,
             )
             sale = await self._hold_auction(request, sellers, attempt)
             if isinstance(sale, Sale):
                 return request, sale
-        if not attempt.asked:
+        if not asked:
             raise Unsold(self._eligibility.why_nobody(job, failed), declines_of(job))
         attempt.outcome = "unsold"
         declines = declines_of(job)
@@ -163,12 +170,18 @@ class Purchasing:
             raise BadPrompt(f"the prompt does not fit any seller's context: {declines[0].detail}")
         raise Unsold(_summary(declines), declines)
 
-    async def quote(self, digest: bytes, tokens: tuple[int, int]) -> Attempt:
-        """Ask sellers what a job would cost, and award nothing; `tokens` are those of the prompt and the cap."""
+    async def quote(self, model: tuple[bytes, bytes], tokens: tuple[int, int]) -> Attempt:
+        """Ask sellers what a job would cost, and award nothing.
+
+        Args:
+            model: the digests of the base and of the adapter.
+            tokens: those of the prompt and the cap.
+        """
         attempt = Attempt(1)
-        sellers = self._eligibility.sellers(digest, "mesh", frozenset(), tokens)
+        digest, adapter = model
+        sellers = self._eligibility.sellers(digest, "mesh", frozenset(), tokens, adapter=adapter)
         if sellers:
-            request = self._request(self._rng.randbytes(16), 1, digest, tokens, "mesh", None)
+            request = self._request(self._rng.randbytes(16), 1, model, tokens, "mesh", None)
             sale = await self._hold_auction(request, sellers, attempt)
             if isinstance(sale, Sale):
                 sale.stream.abort()
@@ -351,7 +364,9 @@ class Purchasing:
 
     def _session(self, job: Job) -> Session | None:
         request = job.request
-        return Session(request.session, job.digest, request.privacy) if request.session else None
+        if request.session is None:
+            return None
+        return Session(request.session, job.digest, request.privacy, job.adapter)
 
     # --- what it may cost, and what is sent ---------------------------------------------------------------------
     def _completion_cap(self, job: Job) -> int:
@@ -391,7 +406,7 @@ class Purchasing:
         self,
         job_id: bytes,
         attempt: int,
-        digest: bytes,
+        model: tuple[bytes, bytes],
         tokens: tuple[int, int],
         privacy: Privacy,
         session: bytes | None,
@@ -400,8 +415,8 @@ class Purchasing:
         return Request(
             job_id=job_id,
             attempt=attempt,
-            model=digest,
-            adapter=NO_HASH,
+            model=model[0],
+            adapter=model[1],
             prompt_tokens=prompt_tokens,
             completion_tokens_max=completion_tokens,
             total_micro_max=reserve_micro(

@@ -33,6 +33,7 @@ from protocol.envelope import Sealed, encode, narrow
 from protocol.errors import AgoraError, MeshError, NotAuthorised, RemoteProtocolError, StreamBroken
 from protocol.mesh import Mesh, Stream
 from protocol.messages import (
+    NO_HASH,
     Accept,
     Award,
     Bid,
@@ -170,7 +171,8 @@ class Seller:
             terms.request == request.id
             and terms.bid == bid.id
             and terms.seller == self._logbook.me
-            and (terms.job_id, terms.attempt, terms.model) == (wanted.job_id, wanted.attempt, wanted.model)
+            and (terms.job_id, terms.attempt) == (wanted.job_id, wanted.attempt)
+            and (terms.model, terms.adapter) == (wanted.model, wanted.adapter)
             and terms.prompt_micro == bid.message.prompt_micro
             and terms.completion_micro == bid.message.completion_micro
             # Nothing beyond the hold is ever charged: too small a one would buy the whole answer.
@@ -245,7 +247,7 @@ class Seller:
         if work.award != award.id:
             detail = "the work names another award"
         if not (detail or is_new):
-            detail = self._offer.busy(Digest(award.message.model))
+            detail = self._offer.busy(Digest(award.message.model), award.message.adapter)
         if detail:
             await stream.send(encode(FailedFrame(reason="lease", detail=detail)))
             return
@@ -309,8 +311,10 @@ class Seller:
     async def _generate(self, stream: Stream, run: _Run) -> None:
         """Pass frames from the engine to the buyer, counting what went out."""
         work, delivery = run.delivery.work, run.delivery
+        terms = delivery.award.message
         generation = Generation(
-            model=Digest(delivery.award.message.model),
+            model=Digest(terms.model),
+            adapter=None if terms.adapter == NO_HASH else Digest(terms.adapter),
             messages=tuple(ChatMessage(turn.role, turn.content) for turn in work.turns),
             tokens_max=work.completion_tokens_max,
             sampling=Sampling(

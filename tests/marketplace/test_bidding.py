@@ -13,6 +13,7 @@ from tests.marketplace.parties import request
 TERMS = SellerTerms(owner="alice", base=Prices(10, 20))
 STATE = SellerState(
     buyer_owner="alice",
+    is_adapter_ready=True,
     context_tokens=2_048,
     is_memory_enough=True,
     slots=1,

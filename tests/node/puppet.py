@@ -245,6 +245,7 @@ class Puppet:
             "attempt": request.message.attempt,
             "seller": to,
             "model": request.message.model,
+            "adapter": request.message.adapter,
             "hold_micro": 10_000,
             "prompt_micro": bid.message.prompt_micro,
             "completion_micro": bid.message.completion_micro,

@@ -108,6 +108,7 @@ async def test_a_long_gap_is_filled_without_a_stack(world: World) -> None:
         "prompt_micro": 0,
         "completion_micro": 0,
         "lease_ms": 0,
+        "adapter": NO_HASH,
         "session": NO_HASH,
     }
     awards = [buyer.entry(Award, job_id=number.to_bytes(16), **fields) for number in range(1_200)]
