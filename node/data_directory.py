@@ -143,18 +143,15 @@ class DataDirectory:
         return salt
 
     def _freeze(self, data_set: DataSet, found: Records) -> None:
+        path = self._path(data_set.digest)
+        if (
+            path.exists()
+        ):  # it was removed; its hashes are those of the same records, and never gone in between
+            _write_set(path, data_set, found)
+            return
         staging = Path(tempfile.mkdtemp(prefix=".adding-", dir=self.directory))
         try:
-            for name, data in (
-                (TRAIN, b"".join(line + b"\n" for line in found.train)),
-                (HELD_OUT, b"".join(line + b"\n" for line in found.held_out)),
-                (HASHES, b"".join(sorted(found.hashes))),
-                (CARD, _card(data_set)),
-            ):
-                write_atomic(staging / name, data)
-            path = self._path(data_set.digest)
-            if path.exists():  # the same records, which were removed: its hashes are those of the new ones
-                shutil.rmtree(path)
+            _write_set(staging, data_set, found)
             staging.replace(path)
             sync_directory(self.directory)
         finally:
@@ -164,17 +161,28 @@ class DataDirectory:
         path = self._path(data_set.digest)
         if data_set.is_private:
             write_atomic(path / CARD, _card(replace(data_set, is_removed=True)))
-            for name in (TRAIN, HELD_OUT):
-                (path / name).unlink(missing_ok=True)
+            _delete_records(path)
         else:
             removed = self.directory / f".removed-{data_set.digest.hex()}"
             path.rename(removed)
             shutil.rmtree(removed)
 
 
+def _write_set(directory: Path, data_set: DataSet, found: Records) -> None:
+    """Write the card last: it says that the rest is there."""
+    for name, data in (
+        (TRAIN, b"".join(line + b"\n" for line in found.train)),
+        (HELD_OUT, b"".join(line + b"\n" for line in found.held_out)),
+        (HASHES, b"".join(sorted(found.hashes))),
+        (CARD, _card(data_set)),
+    ):
+        write_atomic(directory / name, data)
+
+
 def _read(source: Path) -> Records:
     try:
-        with source.open("rb") as file:
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang the thread
+        with os.fdopen(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise StartError(f"{source} is no regular file, expected JSON lines")
             data = file.read(records.FILE_BYTES_MAX + 1)
@@ -196,6 +204,11 @@ def _card(data_set: DataSet) -> bytes:
     return msgspec.json.encode(card)
 
 
+def _delete_records(path: Path) -> None:
+    for name in (TRAIN, HELD_OUT):
+        (path / name).unlink(missing_ok=True)
+
+
 def _load(path: Path) -> DataSet:
     try:
         card = msgspec.json.decode((path / CARD).read_bytes(), type=_Card)
@@ -206,6 +219,8 @@ def _load(path: Path) -> DataSet:
     hashes = frozenset(RecordHash(packed[at : at + HASH_BYTES]) for at in range(0, len(packed), HASH_BYTES))
     if card.version != _VERSION or len(hashes) != card.samples or len(digest) != hashlib.sha256().digest_size:
         raise StartError(f"data set {path} is not as it was written; restore a backup")
+    if card.is_removed:  # a crash may have come in between
+        _delete_records(path)
     return DataSet(
         digest=digest,
         name=card.name,

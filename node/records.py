@@ -130,5 +130,5 @@ def _record(line: bytes, where: str) -> Record:
 
 def _said(error: Exception) -> str:
     """What msgspec found; it names fields and types and quotes no content."""
-    text = str(error).replace("Object", "it", 1).replace("`", "'")
+    text = str(error).replace("Object missing required field", "no field", 1).replace("`", "'")
     return text[:1].lower() + text[1:]

@@ -145,7 +145,9 @@ class BlobExchange:
             if not size_min <= size <= size_max:
                 raise WrongBlob(f"it says {size} bytes, expected {size_min or 1} to {size_max}")
             if not goes_on:
-                await self._blobs.append(digest, 0, b"")
+                await self._blobs.begin(
+                    digest, size
+                )  # what was here of it is gone, as it was wrong or too long
             at = here
             if here <= size:
                 async with aclosing(receive_chunks(stream, size - here)) as chunks:
