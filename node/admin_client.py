@@ -101,6 +101,24 @@ class AdminClient:
         """Have the daemon delete private records."""
         return await self._verb("/api/data/remove", {"digest": digest_prefix})
 
+    async def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of the mesh."""
+        return await self._list("/api/lines")
+
+    async def publish_line(self, name: str, evaluation: str, replay: str | None) -> dict[str, Any]:
+        """Have the daemon publish a line from two files."""
+        return await self._verb(
+            "/api/lines/publish", {"name": name, "evaluation": evaluation, "replay": replay}
+        )
+
+    async def place_word(self, author: str, kind: str, target: str) -> dict[str, Any]:
+        """Return what a human needs in order to sign a word on a patch."""
+        return await self._verb("/api/words/place", {"author": author, "kind": kind, "target": target})
+
+    async def take_word(self, raw: bytes) -> dict[str, Any]:
+        """Hand a word over that a human has signed."""
+        return await self._verb("/api/words", {"sealed": raw.hex()})
+
     async def revoke(self, peer_id: str, reason: str = "") -> dict[str, Any]:
         """Bar a device."""
         return await self._verb("/api/revoke", {"peer_id": peer_id, "reason": reason})

@@ -29,12 +29,14 @@ from node.config import Config
 from node.data_sets import DataSets
 from node.directory import Directory
 from node.errors import StartError
+from node.human_word import HumanWords, WordKind
 from node.jobs import JobBook, attempt_view
 from node.journal import Journal
 from node.logbook import ENTRY, MESH, Logbook
 from node.models import ModelNames
 from node.overview import Overview
 from node.own_data import OwnData
+from node.own_lines import OwnLines
 from node.patches import Patches
 from node.privacy_book import PrivacyBook
 from node.services.advertiser import Advertiser
@@ -277,6 +279,8 @@ class Node:
             names=self.names,
             owner=self._owner,
         )
+        self._own_lines = OwnLines(self.logbook, self.sync, ports.blobs, journal)
+        self._human_words = HumanWords(self.logbook, self.sync, journal, self._members_time.utc_ms)
 
     @property
     def journal(self) -> Journal:
@@ -431,6 +435,18 @@ class Node:
         """Delete private records; see `OwnData.remove`."""
         return await self._private_data().remove(digest_prefix)
 
+    async def publish_line(self, name: str, evaluation: str, replay: str | None) -> dict[str, Any]:
+        """Give a named model the public sets that its patches are judged by; see `OwnLines.publish`."""
+        return await self._own_lines.publish(name, evaluation, replay)
+
+    def place_word(self, author: str, kind: WordKind, target: str) -> dict[str, Any]:
+        """What a human needs in order to sign a word on a patch; see `HumanWords.place`."""
+        return self._human_words.place(PeerId(author), kind, target)
+
+    async def take_word(self, raw: bytes) -> dict[str, Any]:
+        """Take in a word that a human has signed; see `HumanWords.take`."""
+        return await self._human_words.take(raw)
+
     def _private_data(self) -> OwnData:
         if self._own_data is None:
             raise StartError("this node keeps no private data")
@@ -452,6 +468,10 @@ class Node:
     def models(self) -> list[ModelView]:
         """Every model that can be asked for."""
         return self.names.views()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Every line of the mesh, with its public sets."""
+        return self._own_lines.views()
 
     def data(self) -> list[DataView]:
         """The private data sets of this device, with what was spent on each."""

@@ -365,6 +365,10 @@ class Assembly:
         """Return the manifest in force; its adapter may be `NO_HASH`. None: the line is its bare base."""
         return self._lines.ratified(line, now_ms)
 
+    def succession(self, line: str, now_ms: int) -> tuple[Sealed[Manifest], ...]:
+        """Return the manifest in force, then what would be in its place without it, down to the bare base."""
+        return self._lines.succession(line, now_ms)
+
     def may_load(self, adapter: bytes, now_ms: int) -> str:
         """Return why an adapter may not be loaded; empty: it may."""
         return self._lines.may_load(adapter, now_ms)

@@ -77,6 +77,7 @@ class Lines:
         self._withdrawn: frozenset[bytes] = frozenset()
         self._tallies: dict[bytes, Tally] = {}
         self._standings: dict[str, _Standing] = {}
+        self._successions: dict[str, tuple[_Standing, tuple[Sealed[Manifest], ...]]] = {}
 
     def bar(self, peer_id: PeerId) -> None:
         """A key was revoked: what it has proposed and nobody has ratified is not voted on."""
@@ -95,6 +96,7 @@ class Lines:
             _yes={place: dict(said) for place, said in self._yes.items()},
             _tallies=dict(self._tallies),
             _standings=dict(self._standings),
+            _successions=dict(self._successions),
         )
         return fork
 
@@ -127,6 +129,7 @@ class Lines:
                 self._forget_ballot(message.manifest)
             case Withdrawal():
                 self._withdrawn |= {message.adapter}
+                self._successions.clear()
 
     def _fold_line(self, entry: Sealed[Entry]) -> None:
         line = narrow(entry, Line)
@@ -136,6 +139,7 @@ class Lines:
         known = self._lines.get(line.message.name)
         if known is None or known[0] < age:
             self._lines[line.message.name] = (age, line)
+            self._successions.pop(line.message.name, None)
 
     def _said_on(self, manifest: bytes) -> Words:
         return self._words.setdefault(manifest, Words())
@@ -161,18 +165,34 @@ class Lines:
 
     def ratified(self, line: str, now_ms: int) -> Sealed[Manifest] | None:
         """Return the manifest that is in force; None: the line is its bare base."""
+        return next(iter(self.succession(line, now_ms)), None)
+
+    def succession(self, line: str, now_ms: int) -> tuple[Sealed[Manifest], ...]:
+        """Return the manifest in force, then what would be in its place without it, and so on down to the bare base.
+
+        What a rollback took back is not among them, even where the adapter that it brought back is withdrawn.
+        """
         if line not in self._of_line:
-            return None
-        ceiling = limits.VERSIONS_SKIPPED_MAX + self._standing(line, now_ms).high_water
-        for known in reversed(self._standing(line, now_ms).stand):
+            return ()
+        known = self._successions.get(line)
+        standing = self._standing(line, now_ms)
+        if known is None or known[0] is not standing:
+            known = (standing, tuple(self._succession(standing)))
+            self._successions[line] = known
+        return known[1]
+
+    def _succession(self, standing: _Standing) -> Iterator[Sealed[Manifest]]:
+        ceiling = standing.high_water
+        for known in reversed(standing.stand):
             message = known.manifest.message
             if message.version > ceiling or known.vetoed_by:
                 continue
             if not self._why_barred(known):
-                return known.manifest
+                yield known.manifest
             if _is_rollback(message):
                 ceiling = message.rolls_back_to
-        return None
+            if message.adapter == NO_HASH:
+                return
 
     def may_load(self, adapter: bytes, now_ms: int) -> str:
         """Return why an adapter may not be loaded; empty: a manifest that proposes it stands ratified.

@@ -7,7 +7,7 @@ from typing import Any
 import click
 import typer
 
-from node.cli import care, chat, data, joining, keys, market, mesh, models, showcase, simulation
+from node.cli import assembly, care, chat, data, joining, keys, market, mesh, models, showcase, simulation
 from protocol.errors import AgoraError
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -52,12 +52,16 @@ _verb("status", mesh.status, DAILY)
 _verb("peers", mesh.peers, DAILY)
 _verb("models", models.listing, DAILY)
 _group(models.group, "model", DAILY)
+models.group.command("line")(assembly.line)
+models.group.command("lines")(assembly.lines)
 _verb("chat", chat.chat, DAILY)
 _group(data.group, "data", DAILY)
 _group(market.jobs_group, "jobs", MARKET)
 _verb("ledger", market.ledger, MARKET)
 _group(keys.group, "keys", MEMBERS)
 _group(joining.charter_group, "charter", MEMBERS)
+_verb("approve", assembly.approve, MEMBERS)
+_verb("veto", assembly.veto, MEMBERS)
 _verb("revoke", joining.revoke, MEMBERS)
 _verb("leave", joining.leave, MEMBERS)
 _verb("logs", care.logs, CARE)

@@ -17,6 +17,7 @@ from node.gateway.guards import Send
 from node.gateway.live import Live, Writer
 from node.gateway.ports import AdminPort
 from node.gateway.schemas import decode
+from node.human_word import WordKind
 from protocol import limits
 from protocol.errors import AgoraError
 from protocol.messages import Detail, Money, Name, Owner, Peer
@@ -61,6 +62,28 @@ class DataRemoved(msgspec.Struct, forbid_unknown_fields=True):
     """A private data set, by the beginning of its digest."""
 
     digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{4,64}\Z")]
+
+
+class LinePublished(msgspec.Struct, forbid_unknown_fields=True):
+    """A line: a published name, and files of this device by their absolute paths."""
+
+    name: Name
+    evaluation: Annotated[str, Meta(min_length=1, max_length=4_096)]
+    replay: Annotated[str, Meta(min_length=1, max_length=4_096)] | None = None
+
+
+class WordPlaced(msgspec.Struct, forbid_unknown_fields=True):
+    """Who wants to say what on which proposal, named by the first digits of its id."""
+
+    author: Peer
+    kind: WordKind
+    target: Annotated[str, Meta(pattern=r"^[0-9a-f]{4,64}\Z")]
+
+
+class WordSaid(msgspec.Struct, forbid_unknown_fields=True):
+    """A word that a human has signed, in hexadecimal."""
+
+    sealed: Annotated[str, Meta(pattern=r"^([0-9a-f]{2})+\Z", max_length=2 * limits.BID_BYTES_MAX)]
 
 
 class PeerRevoked(msgspec.Struct, forbid_unknown_fields=True):
@@ -116,6 +139,29 @@ def router(node: AdminPort) -> APIRouter:
         """Delete private records."""
         wanted = decode(await request.body(), DataRemoved)
         return json(await node.remove_data(wanted.digest))
+
+    @routes.get("/lines")
+    async def lines() -> Response:
+        """List the lines and their public sets."""
+        return json(node.lines())
+
+    @routes.post("/lines/publish")
+    async def publish_line(request: Request) -> Response:
+        """Give a named model the public sets that its patches are judged by."""
+        wanted = decode(await request.body(), LinePublished)
+        return json(await node.publish_line(wanted.name, wanted.evaluation, wanted.replay))
+
+    @routes.post("/words/place")
+    async def place_word(request: Request) -> Response:
+        """Say what a human needs in order to sign a word on a patch."""
+        wanted = decode(await request.body(), WordPlaced)
+        return json(node.place_word(wanted.author, wanted.kind, wanted.target))
+
+    @routes.post("/words")
+    async def take_word(request: Request) -> Response:
+        """Take in an approval, a veto or a withdrawal that a human has signed."""
+        said = decode(await request.body(), WordSaid)
+        return json(await node.take_word(bytes.fromhex(said.sealed)))
 
     @routes.post("/revoke")
     async def revoke(request: Request) -> Response:

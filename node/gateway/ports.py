@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol
 
 from node.chat import ChatEvent, ChatRequest
+from node.human_word import WordKind
 from node.journal import Journal
 from node.views import AttemptView, DataView, JobView, LedgerView, ModelView, PeerView, StatusView
 
@@ -74,6 +75,18 @@ class AdminPort(NodePort, Protocol):
 
     async def remove_data(self, digest_prefix: str) -> dict[str, Any]:
         """Delete the records of a private data set."""
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return every line of the mesh, with its public sets."""
+
+    async def publish_line(self, name: str, evaluation: str, replay: str | None) -> dict[str, Any]:
+        """Give a named model the public sets that its patches are judged by, from two files."""
+
+    def place_word(self, author: str, kind: WordKind, target: str) -> dict[str, Any]:
+        """Return what a human needs in order to sign a word on a patch, and what there is to be read before."""
+
+    async def take_word(self, raw: bytes) -> dict[str, Any]:
+        """Take in a word that a human has signed, and tell everybody."""
 
     async def revoke(self, peer_id: str, reason: str) -> dict[str, Any]:
         """Bar a device from the mesh."""

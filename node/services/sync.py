@@ -82,6 +82,16 @@ class Sync:
         except MeshError as error:
             self._journal.write("entry_not_gossiped", kind=type(entry.message).kind, reason=str(error))
 
+    async def bring(self, entry: Sealed[Entry]) -> None:
+        """Take in an entry that a human has signed beside this daemon, and tell everybody.
+
+        Raises:
+            RemoteProtocolError: it does not hold.
+            StoreFull: the disk is; nothing was kept.
+        """
+        await self._take([entry])
+        await self.announce(entry)
+
     def want(self, peer_id: PeerId, author: PeerId, log: LogName) -> None:
         """Ask a peer for an author's log soon; dropped when too much is asked for already (sync comes again)."""
         if not self.wanted.add(Pull(peer_id, author, log)):
