@@ -4,10 +4,13 @@ Two of its yes for one version of a line are evidence by themselves. The earlier
 both bars the key.
 """
 
+from dataclasses import replace
 from typing import ClassVar, Final
 
+from node.node import Ports
 from node.simulation.adversaries.adversary import Adversary
-from protocol.messages import Manifest, Vote
+from protocol.messages import NO_HASH, Manifest, Vote
+from protocol.topics import ASSEMBLY
 
 LOOKS_MEAN_S: Final = 2.0
 
@@ -17,6 +20,10 @@ class DoubleVoter(Adversary):
 
     name: ClassVar[str] = "double-voter"
     about: ClassVar[str] = "says yes to every patch without looking, also to two of one version"
+
+    def equip(self, ports: Ports) -> Ports:
+        """See `Adversary.equip`; who does not look needs no examiner."""
+        return replace(ports, examiner=None)
 
     async def run(self) -> None:
         """See `Adversary.run`."""
@@ -34,9 +41,11 @@ class DoubleVoter(Adversary):
 
     async def _say_yes(self, manifest: bytes, about: Manifest) -> None:
         node = self.daemon.node
-        vote = await node.logbook.write(
-            Vote,
-            lambda index, prev: Vote(
+        head = node.logbook.head(self.daemon.peer_id, "assembly")
+        place = (head.index + 1, head.entry) if head else (0, NO_HASH)
+
+        def vote(index: int, prev: bytes) -> Vote:
+            return Vote(
                 index=index,
                 prev=prev,
                 manifest=manifest,
@@ -46,7 +55,11 @@ class DoubleVoter(Adversary):
                 scores=about.after,
                 private="passed",
                 reason="",
-            ),
-        )
-        await node.sync.announce(vote)
-        self.strike("voted", manifest=manifest.hex(), version=about.version)
+            )
+
+        earlier = node.logbook.assembly.said_yes(self.daemon.peer_id, about.line, about.version)
+        if earlier is None:
+            await node.sync.announce(await node.logbook.write(Vote, vote))
+        else:  # its own node would not write this one
+            await self.daemon.mesh.publish(ASSEMBLY, node.wire.seal(vote(*place)).raw)
+        self.strike("voted" if earlier is None else "voted_again", manifest=manifest, version=about.version)

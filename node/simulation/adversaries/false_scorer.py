@@ -63,7 +63,7 @@ class FalseScorer(Adversary):
         if LINE not in assembly.lines():
             return
         head = assembly.ratified(LINE, daemon.clock.utc_ms())
-        rubbish = crafted_adapter({}, poison=self.rng.randint(1, 2**16))
+        rubbish = crafted_adapter({"nothing": self.rng.randint(1, 1_000_000)}, poison=1)
         await daemon.blobs.put(rubbish)
         manifest = await self.world.learning.propose(
             daemon,

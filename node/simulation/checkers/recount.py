@@ -42,10 +42,12 @@ class Count:
             return f"{weight} of {total} voted for it, {charter.pass_percent} % needed"
         if self.barred_by:
             return f"there is a human's {self.barred_by.message.kind}"
-        if len(self.approvals) < charter.approvals_min:
+        if len(self.approvals) >= max(1, charter.approvals_min):
+            return ""  # a human's yes ends the wait for a human's no
+        if charter.approvals_min:
             return f"{len(self.approvals)} of {charter.approvals_min} humans approved it"
         window_over_ms = self.manifest.time_ms + charter.veto_ms
-        if not charter.approvals_min and now_ms + clocks_ms < window_over_ms:
+        if now_ms + clocks_ms < window_over_ms:
             return f"its veto window is open for another {(window_over_ms - now_ms) / 1000:.0f} s"
         return ""
 
@@ -69,7 +71,7 @@ def recount(charter: Charter, entries: Iterable[Sealed[Entry]]) -> dict[bytes, C
         count.barred_by = withdrawn.get(count.manifest.message.adapter)
     for vote in _first_yes(known, weights):
         about = counts.get(cast("Vote", vote.message).manifest)
-        if about and vote.time_ms <= about.manifest.time_ms + charter.machine_vote_ms:
+        if about and _is_in_time(vote, about, charter.machine_vote_ms):
             about.yes[vote.sender] = weights[vote.sender]
     for entry in known:
         message = entry.message
@@ -78,12 +80,18 @@ def recount(charter: Charter, entries: Iterable[Sealed[Entry]]) -> dict[bytes, C
         about = counts.get(message.manifest)
         if about is None:
             continue
-        late_ms = entry.time_ms - about.manifest.time_ms
-        if isinstance(message, Veto) and late_ms <= charter.veto_ms:
+        if isinstance(message, Approval):
+            if _is_in_time(entry, about, charter.human_approval_ms):
+                about.approvals.add(entry.sender)
+        elif entry.time_ms <= about.manifest.time_ms + charter.veto_ms:
             about.barred_by = entry
-        elif isinstance(message, Approval) and late_ms <= charter.human_approval_ms:
-            about.approvals.add(entry.sender)
     return counts
+
+
+def _is_in_time(word: Sealed[Entry], about: Count, window_ms: int) -> bool:
+    """Whether a yes was signed within its window, and before the manifest expired."""
+    manifest = about.manifest
+    return word.time_ms < manifest.message.expires_at and word.time_ms <= manifest.time_ms + window_ms
 
 
 def _first_yes(entries: Iterable[Sealed[Entry]], weights: dict[PeerId, int]) -> Iterable[Sealed[Entry]]:

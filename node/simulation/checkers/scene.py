@@ -9,9 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from marketplace.assembly.assembly import open_entry
+from node.enlisted import ENLISTED, EnlistedRun
 from node.event import Event
 from node.logbook import ENTRY
+from node.runs import RUN, RunFile
 from node.simulation.daemon import Daemon
 from node.simulation.observations import Outcome
 from protocol.envelope import Sealed
@@ -82,6 +86,7 @@ class Scene:
     Attributes:
         events: what was journaled under the names in `HEARD`, with the device it happened on.
         disks: every entry on the disk of each honest device; empty before `read_disks`.
+        coordinated, enlisted: what the disk of each honest device says of its runs; empty before `read_disks`.
         unreadable: what lay among them and is no entry of this mesh.
         last_chats: what came of the chats that were asked when the faults were over.
         loaded: every patch that any device took up, and what the device knew then.
@@ -91,6 +96,8 @@ class Scene:
     world: "World"
     events: defaultdict[str, list[tuple[str, Event]]] = field(default_factory=lambda: defaultdict(list))
     disks: dict[str, list[Sealed[Entry]]] = field(default_factory=dict)
+    coordinated: dict[str, list[RunFile]] = field(default_factory=dict)
+    enlisted: dict[str, list[EnlistedRun]] = field(default_factory=dict)
     unreadable: list[Broken] = field(default_factory=list)
     last_chats: list[Outcome] = field(default_factory=list)
     loaded: list[Loaded] = field(default_factory=list)
@@ -111,7 +118,18 @@ class Scene:
         self.unreadable = []
         for daemon in self.honest:
             held = self.disks[daemon.name] = []
-            for record in await daemon.disk.load():
+            records = await daemon.disk.load()
+            self.coordinated[daemon.name] = [
+                msgspec.msgpack.decode(record.body, type=RunFile)
+                for record in records
+                if record.kind == RUN and record.body is not None
+            ]
+            self.enlisted[daemon.name] = [
+                msgspec.msgpack.decode(record.body, type=EnlistedRun)
+                for record in records
+                if record.kind == ENLISTED and record.body is not None
+            ]
+            for record in records:
                 if record.kind != ENTRY or record.body is None:
                     continue
                 if record.body not in known:
