@@ -16,8 +16,10 @@ import subprocess
 import sys
 import sysconfig
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from runtime import landlock, seccomp
 
@@ -104,8 +106,11 @@ def spawn(
     main: str,
     readable: tuple[Path, ...],
     memory_bytes_max: int,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Start `python -m main` with a confinement as its argument; return it and our end of the socket pair.
+
+    Nothing of the daemon's environment is handed on, only `environment` and what every child needs.
 
     Its stderr is a pipe for the caller to read: a failed assertion in a library says there what it was. Call from the
     main thread: the kernel sends the parent-death signal when the *thread* that started the child ends, and trio's
@@ -120,11 +125,12 @@ def spawn(
             readable=tuple(str(path.resolve()) for path in readable),
             memory_bytes_max=memory_bytes_max,
         )
-        environment = {
+        variables = {
             "PYTHONPATH": str(ROOT),
             "LANG": "C.UTF-8",
             "MALLOC_ARENA_MAX": "1",  # each arena takes 64 MB of address space
             "GGML_NO_BACKTRACE": "1",  # a failed assertion would start gdb where it is installed
+            **environment,
         }
         try:
             process = subprocess.Popen(  # noqa: S603  (our own interpreter and our own main)
@@ -135,7 +141,7 @@ def spawn(
                 stderr=subprocess.PIPE,
                 close_fds=True,
                 pass_fds=(theirs.fileno(),),
-                env=environment,
+                env=variables,
                 cwd="/",
             )
         except BaseException:

@@ -289,9 +289,14 @@ def encode(messages: list[ToChild] | list[FromChild]) -> bytes:
 
 
 class FrameReader:
-    """Cuts a byte stream into frames; holds at most one unfinished frame."""
+    """Cuts a byte stream into frames; holds at most one unfinished frame.
 
-    def __init__(self) -> None:
+    Args:
+        bytes_max: of a frame; other children have other bounds.
+    """
+
+    def __init__(self, bytes_max: int = FRAME_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -303,8 +308,8 @@ class FrameReader:
         self._buffer += data
         while len(self._buffer) >= HEADER_BYTES:
             length = int.from_bytes(self._buffer[:HEADER_BYTES], "big")
-            if length > FRAME_BYTES_MAX:
-                raise BadFrame(f"a frame of {length} bytes, expected at most {FRAME_BYTES_MAX}")
+            if length > self._bytes_max:
+                raise BadFrame(f"a frame of {length} bytes, expected at most {self._bytes_max}")
             end = HEADER_BYTES + length
             if len(self._buffer) < end:
                 return
