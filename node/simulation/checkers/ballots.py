@@ -56,5 +56,5 @@ def only_members_propose_and_humans_decide(scene: Scene) -> Iterator[Broken]:
         if not may:
             yield Broken(
                 daemon.name,
-                f"it goes by a {entry.message.kind} of {scene.name(entry.sender)}, who may not make one",
+                f"it goes by the {entry.message.kind} of {scene.name(entry.sender)}, who may not make one",
             )
