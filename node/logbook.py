@@ -103,10 +103,12 @@ class Logbook:
         self._furthest: dict[tuple[PeerId, LogName], Head] = {}
         self._send, self._receive = trio.open_memory_channel[_Write](WRITES_WAITING_MAX)
         self._confirmed = trio.Event()
+        self._grown = trio.Event()
         self._clock = clock
         self._started_s = clock.now()
         self._lives: list[bytes] = []  # boot ids of earlier runs, the oldest first
         self._has_written = False
+        self._disputed: dict[PeerId, Head] = {}
         self.halted = ""
 
     @property
@@ -146,10 +148,31 @@ class Logbook:
         """Wait until our own logs may be written."""
         await self._confirmed.wait()
 
+    @property
+    def grown(self) -> trio.Event:
+        """Set when the next assembly entry is taken in. Whoever fetches it before it looks at the state misses nothing."""
+        return self._grown
+
     def agrees(self, head: Head) -> bool:
         """Whether a head that a peer reports is an entry of the log as we hold it."""
         entries = self.entries(PeerId(head.author), head.log, head.index)
         return bool(entries) and entries[0].id == head.entry
+
+    def note_disputed(self, peer_id: PeerId, head: Head) -> None:
+        """A member says that it has seen an entry of ours that is not here."""
+        self._disputed[peer_id] = head
+
+    @property
+    def disputed_by(self) -> list[PeerId]:
+        """The members who have seen entries of ours that are still not here: this may be a restored backup.
+
+        They may lie, and each message of ours goes on all the same; but what must not be done twice is not done.
+        """
+        return [
+            peer_id
+            for peer_id, head in self._disputed.items()
+            if self.assembly.is_member(peer_id) and not self.agrees(head)
+        ]
 
     def meet_own_key(self, sealed: Sealed[Message]) -> None:
         """Somebody signs as us. If that is another daemon, running now, durable entries must no more be written.
@@ -404,7 +427,11 @@ class Logbook:
         """Put an entry into its author's log and into the state; False when it was there already."""
         try:
             if entry.message.log == "assembly":
-                return self.assembly.apply(entry)
+                is_new = self.assembly.apply(entry)
+                if is_new:
+                    self._grown.set()
+                    self._grown = trio.Event()
+                return is_new
             _check_place(entry, self._loose)
             log = self._bilateral.get(entry.sender) or AuthorLog(entry.sender, "bilateral")
             if not log.append(entry):

@@ -28,6 +28,7 @@ from runtime.engine import Digest
 from runtime.trainer import NoisePlan
 
 PPM = 1_000_000
+NOISE_MILLI_WORTH_MAX = 20_000  # with more, what is left of a budget is spent on an update of noise alone
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,13 @@ class PrivacyBook:
         noise_milli = 1
         for each in self._bound_by(data_set):
             needed = noise_for(each.budget_milli, self.spent(each), rate_ppm, steps, delta_for(each.samples))
-            if needed is None:
-                return self._over(each, self.spent_milli(each), f"{steps} more steps")
+            if needed is None or needed > NOISE_MILLI_WORTH_MAX:
+                return Refused(
+                    "budget",
+                    f"{steps} more steps would need noise over {NOISE_MILLI_WORTH_MAX / 1000:g} times a record's weight: of "
+                    f"{each.name!r} epsilon {self.spent_milli(each) / 1000:g} is spent, its budget is "
+                    f"{each.budget_milli / 1000:g}",
+                )
             noise_milli = max(noise_milli, needed)
         return NoisePlan(noise_milli, rate_ppm)
 
@@ -139,6 +145,12 @@ class PrivacyBook:
         return None
 
     def _refusal(self, data_set: DataSet, run: bytes, round_: int, taken: StepsTaken) -> Refused | None:
+        if doubters := self._logbook.disputed_by:
+            return Refused(
+                "unconfirmed",
+                f"{doubters[0]} has seen entries of this device's log that are not here, as after restoring an old backup: "
+                "more may have been spent than is known here",
+            )
         self._fold()
         if (run, round_) in self._rounds:
             return Refused("repeated", f"round {round_} of run {run.hex()[:8]} was reserved before")

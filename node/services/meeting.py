@@ -245,6 +245,7 @@ class Meeting:
                 await self._sync.pull(peer_id, self._logbook.me, head.log)
             if self._sync.lacks(head) or not self._logbook.agrees(head):
                 self._journal.write("own_log_disputed", peer=peer_id, log=head.log, index=head.index)
+                self._logbook.note_disputed(peer_id, head)
                 is_agreed = False
         self._answers[peer_id] = is_agreed
         self._confirm_when_all_answered()
