@@ -3,7 +3,8 @@
 Requests wait here, in a bounded queue, and go to the child when a slot is free and their model is loaded. The child
 may die at any time: a hostile model, memory, a kill. Then the requests that it was running end with `EngineDied`, a
 new child starts at once and loads the last model that served well. A model under which children die is tried again
-after longer and longer pauses, and after `DEATHS_MAX` set aside.
+after longer and longer pauses, and after `DEATHS_MAX` set aside. So is an adapter (`adapters.py`), which is suspected
+before its base is. A new child gets an adapter again with the first request that needs it.
 
 Nothing here imports llama_cpp, numpy or jinja2.
 """
@@ -23,6 +24,7 @@ import trio
 from protocol.limits import TOKENS_PER_REQUEST_MAX
 from runtime.engine import (
     AdapterRefused,
+    AdapterSetAside,
     BadTemplate,
     ChatMessage,
     Digest,
@@ -36,9 +38,11 @@ from runtime.engine import (
     ModelCard,
     ModelSetAside,
     Phase,
+    UnknownAdapter,
     UnknownModel,
 )
 from runtime.llama import wire
+from runtime.llama.adapters import Adapter, Adapters, Order
 from runtime.llama.call import Call
 from runtime.llama.process import GenerationMessage, LlamaChild, memory_needed
 from runtime.llama.request import check
@@ -72,6 +76,7 @@ class LlamaEngine:
 
     Args:
         store: where the models are.
+        adapters_directory: below which adapters' files are; None: this engine takes none.
         slots: requests at a time. Greedy failover is exact with one.
         queue_max: requests that may wait.
         context_tokens: of each request, at most; the model's own bound holds too.
@@ -85,6 +90,7 @@ class LlamaEngine:
         self,
         store: ModelStore,
         *,
+        adapters_directory: Path | None = None,
         slots: int = 1,
         queue_max: int = QUEUE_MAX,
         context_tokens: int = 4_096,
@@ -93,6 +99,9 @@ class LlamaEngine:
         memory_bytes_max: int | None = None,
     ) -> None:
         self._store = store
+        self._adapters_directory = adapters_directory.absolute() if adapters_directory else None
+        if self._adapters_directory:  # a child can be let into what is there when it starts
+            self._adapters_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._slots = slots
         self._queue_max = queue_max
         self._context_tokens = context_tokens
@@ -105,6 +114,7 @@ class LlamaEngine:
         self._records: dict[Digest, _Record] = {}
         self._loaded: dict[Digest, None] = {}  # least recently used first
         self._loading: Digest | None = None
+        self._adapters = Adapters()
         self._last_good: Digest | None = None
         self._child: LlamaChild | None = None
         self._changed = trio.Event()
@@ -126,15 +136,47 @@ class LlamaEngine:
     @property
     def adapters(self) -> Mapping[Digest, Digest]:
         """Those that were loaded, but for those set aside."""
-        return {}
+        return {adapter: base for adapter, base in self._adapters.ready().items() if base in self.models}
 
     async def load_adapter(self, base: Digest, adapter: Digest, path: Path) -> None:
-        """Check an adapter in the child, and have it ready there. See the port."""
+        """Check an adapter in the child, and have it ready there. See the port.
+
+        Should the child die under it, it is tried again in the next one, until it is set aside.
+        """
         self._check_model(base)
-        raise AdapterRefused(f"adapter {adapter.hex()[:8]} at {path} cannot be loaded by this engine")
+        known = self._adapters.find(adapter)
+        if known is None:
+            known = self._examine_path(base, adapter, path)
+            self._adapters.add(adapter, known)
+        if known.set_aside:
+            raise AdapterSetAside(known.set_aside)
+        if known.base != base:
+            raise AdapterRefused(f"adapter {adapter.hex()[:8]} is loaded for another model")
+        known.is_leaving = False
+        if known.is_ready:
+            return
+        if not self._is_running:
+            raise EngineDied("the engine is not running")
+        order = Order(adapter)
+        self._adapters.orders.append(order)
+        self._changed.set()
+        try:
+            await order.done.wait()
+        finally:
+            if order in self._adapters.orders:  # cancelled
+                self._adapters.end_order(order)
+            self._sweep_adapters()
+        if order.error:
+            raise order.error
+        if known.is_leaving:
+            raise UnknownAdapter(f"adapter {adapter.hex()[:8]} was unloaded while it was being loaded")
 
     def unload_adapter(self, adapter: Digest) -> None:
         """Take no more requests for it. See the port."""
+        known = self._adapters.find(adapter)
+        if known:
+            known.is_leaving = True
+            self._sweep_adapters()
 
     def status(self, model: Digest) -> EngineStatus:
         """Return what a bid for this model may promise now."""
@@ -169,6 +211,7 @@ class LlamaEngine:
     async def generate(self, request: Generation) -> AsyncGenerator[Frame, None]:
         """Yield the frames of one generation. See the port."""
         self._check_model(request.model)
+        self._adapters.check(request)
         check(request)
         if len(self._running) >= self._slots and len(self._waiting) >= self._queue_max:
             raise EngineBusy(
@@ -221,17 +264,20 @@ class LlamaEngine:
                 starts_failed = 0 if was_ready else starts_failed + 1
                 if starts_failed:
                     self._fail_waiting(EngineDied(verdict))
+                    self._adapters.fail_orders(EngineDied(verdict))
                     await trio.sleep(_pause_s(starts_failed))
         finally:
             self._is_running = False
             self._child = None
             self._bury("the engine was stopped")
             self._fail_waiting(EngineDied("the engine was stopped"))
+            self._adapters.fail_orders(EngineDied("the engine was stopped"))
 
     async def _live_once(self, announce: Callable[[], None]) -> tuple[bool, str]:
         """Run one child to its end; return whether it could ever be asked, and what it died of."""
+        readable = (self._store.directory, *filter(None, (self._adapters_directory,)))
         try:
-            child = LlamaChild((self._store.directory,), self._memory_bytes_max, self._take)
+            child = LlamaChild(readable, self._memory_bytes_max, self._take)
         except OSError as error:  # no memory, no descriptors: this may pass
             return False, f"the engine's child cannot be started: {error}"
         async with trio.open_nursery() as nursery:
@@ -249,8 +295,11 @@ class LlamaEngine:
             await self._load_last_good(child)
             while True:
                 self._changed = trio.Event()
-                while call := self._next_call():
-                    await self._start(child, call)
+                while work := self._adapters.next_order() or self._next_call():
+                    if isinstance(work, Order):
+                        await self._carry_out(child, work)
+                    else:
+                        await self._start(child, work)
                 with trio.move_on_at(self._next_chance()):
                     await self._changed.wait()
         except EngineDied:
@@ -262,6 +311,8 @@ class LlamaEngine:
         call.phase = Phase.LOADING
         try:
             await self._load(child, call.model)
+            if call.request.adapter is not None:
+                await self._load_adapter(child, call.request.adapter)
         except EngineDied:
             raise  # the call stays among the running ones, to be blamed and told by `_bury`
         except EngineError as error:
@@ -280,8 +331,29 @@ class LlamaEngine:
                 sampling=wire.SamplingParameters(*astuple(request.sampling)),
                 stop=request.stop,
                 received=request.received,
+                adapter=request.adapter,
             ),
         )
+
+    async def _carry_out(self, child: LlamaChild, order: Order) -> None:
+        """Have an adapter checked, and loaded if its base is in memory or has a place there."""
+        adapter = self._adapters.get(order.adapter)
+        try:
+            self._check_model(adapter.base)
+            is_paused = self._record(adapter.base).not_before > trio.current_time()
+            if len(self._loaded) < self._models_loaded_max and not is_paused:
+                await self._load(child, adapter.base)
+            await self._load_adapter(child, order.adapter)
+        except EngineDied:
+            raise  # the order stays, for the next child
+        except EngineError as error:
+            if order in self._adapters.orders:
+                self._adapters.end_order(order, error)
+        else:
+            adapter.is_ready = True
+            if order in self._adapters.orders:
+                self._adapters.end_order(order)
+        self._sweep_adapters()  # it may have been unloaded meanwhile
 
     async def _load_last_good(self, child: LlamaChild) -> None:
         """Have the model ready that will be asked for most likely, unless children just died under it."""
@@ -304,6 +376,7 @@ class LlamaEngine:
         while len(self._loaded) >= self._models_loaded_max:
             oldest = next(loaded for loaded in self._loaded if not self._is_in_use(loaded))
             del self._loaded[oldest]
+            self._adapters.forget_base(oldest)
             child.tell(wire.Unload(oldest))
         record = self._record(model)
         self._loading = model
@@ -315,7 +388,7 @@ class LlamaEngine:
                 context_tokens=self._context_tokens,
                 slots=self._slots,
                 threads=self._threads,
-                memory_bytes_max=sum(self._memory_needed(each) for each in (*self._loaded, model)),
+                memory_bytes_max=self._memory_needed(*self._loaded, model),
                 tokens_per_s=record.tokens_per_s,
             ),
         )
@@ -326,6 +399,33 @@ class LlamaEngine:
         record.prompt_tokens_per_s = record.prompt_tokens_per_s or answer.prompt_tokens_per_s
         record.tokens_per_s = record.tokens_per_s or answer.tokens_per_s
 
+    async def _load_adapter(self, child: LlamaChild, digest: Digest) -> None:
+        """Have the child check it, and hold it if the child holds its base."""
+        if digest in self._adapters.loaded:
+            return
+        adapter = self._adapters.get(digest)
+        base_path = await self._store.verify(adapter.base)
+        self._adapters.loading = digest
+        try:
+            await child.ask(
+                wire.LoadAdapter(
+                    call=next(self._ids),
+                    model=adapter.base,
+                    adapter=digest,
+                    path=str(adapter.path),
+                    base_path=str(base_path),
+                    memory_bytes_max=self._memory_needed(*self._loaded),
+                ),
+            )
+        except EngineDied:
+            raise  # `loading` stays, to be blamed by `_bury`
+        except EngineError:
+            self._adapters.loading = None
+            raise
+        self._adapters.loading = None
+        if adapter.base in self._loaded:
+            self._adapters.loaded.add(digest)
+
     def _take(self, message: GenerationMessage) -> None:
         """Hand on what the child says about a generation."""
         call = self._running[message.call]
@@ -334,15 +434,17 @@ class LlamaEngine:
             return
         call.take(message)
         if isinstance(message, wire.Done):
-            self._learn(call.model, message, len(call.request.received))
+            self._learn(call.model, call.request.adapter, message, len(call.request.received))
         if isinstance(message, wire.Done | wire.Failed):
             self._release(call)
 
-    def _learn(self, model: Digest, done: wire.Done, received: int) -> None:
+    def _learn(self, model: Digest, adapter: Digest | None, done: wire.Done, received: int) -> None:
         """The model served: it is good, and this fast."""
         record = self._record(model)
         record.deaths = 0
         self._last_good = model
+        if adapter is not None:
+            self._adapters.get(adapter).deaths = 0
         if done.prefill_tokens >= MEASURED_TOKENS_MIN and done.prefill_s > 0:
             record.prompt_tokens_per_s = _blend(
                 record.prompt_tokens_per_s, done.prefill_tokens / done.prefill_s
@@ -353,8 +455,14 @@ class LlamaEngine:
     def _bury(self, verdict: str) -> None:
         """The child is dead: tell those it worked for, and remember what it worked on."""
         sent = [call for call in self._running.values() if call.is_sent]
-        blamed = {call.model for call in sent} | ({self._loading} if self._loading else set())
-        for model in blamed if self._is_running else ():
+        adapters = {call.request.adapter for call in sent if call.request.adapter is not None}
+        adapters |= {self._adapters.loading} if self._adapters.loading else set()
+        # With an adapter in the game the base is not suspected: it would be set aside for what another did.
+        models = set() if adapters else {call.model for call in sent}
+        models |= {self._loading} if self._loading else set()
+        if self._is_running:
+            self._adapters.blame(adapters, verdict, _pause_s)
+        for model in models if self._is_running else ():
             record = self._record(model)
             record.deaths += 1
             record.not_before = trio.current_time() + _pause_s(record.deaths - 1)
@@ -370,10 +478,18 @@ class LlamaEngine:
         self._running.clear()
         self._loaded.clear()
         self._loading = None
+        self._adapters.child_is_gone()
         for call in list(self._waiting):
+            adapter = self._adapter_of(call)
+            error: EngineError | None = None
             if reason := self._record(call.model).set_aside:
-                call.fail(ModelSetAside(reason))
+                error = ModelSetAside(reason)
+            elif adapter and adapter.set_aside:
+                error = AdapterSetAside(adapter.set_aside)
+            if error:
+                call.fail(error)
                 self._waiting.remove(call)
+        self._sweep_adapters()
 
     # --- small things --------------------------------------------------------------------------------------------
 
@@ -391,7 +507,7 @@ class LlamaEngine:
         if len(self._running) >= self._slots:
             return None
         for call in self._waiting:
-            if self._record(call.model).not_before <= trio.current_time():
+            if self._not_before(call) <= trio.current_time():
                 has_place = len(self._loaded) < self._models_loaded_max
                 can_load = has_place or not all(self._is_in_use(model) for model in self._loaded)
                 return call if call.model in self._loaded or can_load else None
@@ -400,19 +516,49 @@ class LlamaEngine:
     def _next_chance(self) -> float:
         """Return when a call that waits for its model's pause can start."""
         now = trio.current_time()
-        pauses = (self._record(call.model).not_before for call in self._waiting)
+        pauses = [self._not_before(call) for call in self._waiting]
+        pauses += [self._adapters.get(order.adapter).not_before for order in self._adapters.orders]
         return min((pause for pause in pauses if pause > now), default=float("inf"))
+
+    def _not_before(self, call: Call) -> float:
+        adapter = self._adapter_of(call)
+        return max(self._record(call.model).not_before, adapter.not_before if adapter else 0.0)
+
+    def _adapter_of(self, call: Call) -> Adapter | None:
+        return None if call.request.adapter is None else self._adapters.get(call.request.adapter)
 
     def _is_in_use(self, model: Digest) -> bool:
         return any(call.model == model for call in self._running.values() if call.is_sent)
 
-    def _memory_needed(self, model: Digest) -> int:
-        card = self._store.models[model]
-        kv_bytes = self._store.kv_bytes_per_token(model) * self._context_tokens * self._slots
-        return memory_needed(card.size_bytes, kv_bytes)
+    def _memory_needed(self, *models: Digest) -> int:
+        """Return the address space for these models, and for all adapters."""
+        total = self._adapters.memory_needed()
+        for model in models:
+            card = self._store.models[model]
+            kv_bytes = self._store.kv_bytes_per_token(model) * self._context_tokens * self._slots
+            total += memory_needed(card.size_bytes, kv_bytes)
+        return total
+
+    def _examine_path(self, base: Digest, adapter: Digest, path: Path) -> Adapter:
+        path = path.absolute()
+        if not self._adapters_directory or not path.is_relative_to(self._adapters_directory):
+            raise AdapterRefused(f"adapter {adapter.hex()[:8]} is not where this engine's adapters are")
+        try:
+            return Adapter(base, path, path.stat().st_size)
+        except OSError as error:
+            raise AdapterRefused(f"adapter {adapter.hex()[:8]} cannot be read: {error.strerror}") from None
+
+    def _sweep_adapters(self) -> None:
+        """Give back the adapters that were unloaded and that no accepted call needs any more."""
+        needed = {call.request.adapter for call in (*self._running.values(), *self._waiting)}
+        for adapter, base in self._adapters.sweep(needed.__contains__).items():
+            if self._child:
+                self._child.tell(wire.UnloadAdapter(base, adapter))
 
     def _release(self, call: Call) -> None:
         del self._running[call.number]
+        if call.request.adapter is not None:
+            self._sweep_adapters()
         self._changed.set()
 
     def _drop(self, call: Call) -> None:
@@ -420,12 +566,15 @@ class LlamaEngine:
         call.is_dropped = True
         if call in self._waiting:
             self._waiting.remove(call)
+            if call.request.adapter is not None:
+                self._sweep_adapters()
         elif call.number in self._running and call.is_sent and self._child:
             self._child.tell(wire.Cancel(call.number))
 
     def _fail_waiting(self, error: EngineError) -> None:
         while self._waiting:
             self._waiting.popleft().fail(error)
+        self._sweep_adapters()
 
 
 def _turns(messages: tuple[ChatMessage, ...]) -> wire.Turns:
