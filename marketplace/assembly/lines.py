@@ -419,17 +419,16 @@ class Lines:
 
 
 def _standing(ratified: Iterable[Tally]) -> Iterator[Tally]:
-    """Yield those that stand: of two with one version the lower id, and each above all that were ratified before it."""
-    by_version: dict[int, Tally] = {}
-    for each in sorted(ratified, key=lambda each: each.manifest.id):
-        by_version.setdefault(each.manifest.message.version, each)
+    """Yield those that stand: each above all that were ratified before it."""
     high = 0
-    for each in sorted(
-        by_version.values(), key=lambda each: (each.ratified_ms or 0, each.manifest.message.version)
-    ):
+    for each in sorted(ratified, key=_order):
         if high < each.manifest.message.version <= high + limits.VERSIONS_SKIPPED_MAX:
             high = each.manifest.message.version
             yield each
+
+
+def _order(known: Tally) -> tuple[int, int, bytes]:
+    return known.ratified_ms or 0, known.manifest.message.version, known.manifest.id
 
 
 def _is_rollback(message: Manifest) -> bool:

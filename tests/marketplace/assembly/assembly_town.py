@@ -10,14 +10,20 @@ from protocol.identity import Identity, PeerId
 from protocol.messages import (
     NO_HASH,
     Admitted,
+    Approval,
     Award,
     Card,
     Charter,
     Entry,
     Evidence,
+    Line,
+    Manifest,
     Receipt,
     Revocation,
     RollEntry,
+    Veto,
+    Vote,
+    Withdrawal,
 )
 
 NOON = 1_700_000_000_000  # Unix milliseconds
@@ -30,6 +36,7 @@ def person(name: str) -> Identity:
 
 
 ANN, BOB, CAT, EVE, DAN = (person(name) for name in ("ann", "bob", "cat", "eve", "dan"))
+HUMAN = person("human")  # who approves; no device
 
 
 def charter_of(*voters: tuple[Identity, str], **changes: Any) -> Charter:
@@ -46,17 +53,25 @@ def charter_of(*voters: tuple[Identity, str], **changes: Any) -> Charter:
 class Town:
     """Writes entries with right indexes and `prev`s, whether or not anybody may write them."""
 
-    def __init__(self, *voters: tuple[Identity, str]) -> None:
+    def __init__(self, *voters: tuple[Identity, str], **charter: Any) -> None:
         voters = voters or ((ANN, "ann"), (BOB, "bob"))
-        self.founding = self.seal(charter_of(*voters), voters[0][0], at=NOON, mesh=NO_HASH, counter=1)
+        self.founding = self.seal(
+            charter_of(*voters, **charter), voters[0][0], at=NOON, mesh=NO_HASH, counter=1
+        )
         self.mesh = self.founding.id
         self.tails: dict[tuple[PeerId, str], list[Sealed[Any]]] = {
             (voters[0][0].peer_id, "assembly"): [self.founding]
         }
+        self.begun: list[Sealed[Any]] = []
+
+    def with_a_line(self) -> "Town":
+        """The same town, whose `assembly` begins with a line that patches can be proposed for."""
+        self.begun.append(self.line())
+        return self
 
     def assembly(self, *entries: Sealed[Entry]) -> Assembly:
         assembly = Assembly.found(self.founding)
-        for entry in entries:
+        for entry in (*self.begun, *entries):
             assert assembly.apply(entry)
         return assembly
 
@@ -147,3 +162,65 @@ class Town:
             amount_micro=amount,
             **more,
         )
+
+    def line(self, base: bytes = LLAMA, by: Identity = ANN, name: str = "llama", **more: Any) -> Sealed[Any]:
+        fields = {"evaluation": b"e" * 32, "evaluation_bytes": 9, "replay": NO_HASH, "replay_bytes": 0}
+        return self.write(by, Line, name=name, base=base, **{**fields, **more})
+
+    def propose(
+        self,
+        adapter: bytes = b"a" * 32,
+        version: int = 1,
+        by: Identity = ANN,
+        *,
+        at: int = NOON,
+        ttl: int = 7 * 24 * HOUR,
+        **more: Any,
+    ) -> Sealed[Any]:
+        fields = {
+            "line": "llama",
+            "parent": NO_HASH,
+            "base": LLAMA,
+            "adapter_bytes": 0 if adapter == NO_HASH else 100,
+            "shape": None,
+            "rolls_back_to": 0,
+            "run": bytes(16),
+            "rounds": 0,
+            "cohort": (),
+            "evaluation": b"e" * 32,
+            "before": (),
+            "after": (),
+            "expires_at": at + ttl,
+            "reason": "",
+        }
+        return self.write(by, Manifest, at=at, version=version, adapter=adapter, **{**fields, **more})
+
+    def vote(
+        self, on: Sealed[Any], by: Identity, is_yes: bool = True, *, at: int | None = None, **more: Any
+    ) -> Sealed[Any]:
+        fields = {
+            "manifest": on.id,
+            "line": on.message.line,
+            "version": on.message.version,
+            "scores": (),
+            "private": "none",
+            "reason": "",
+        }
+        return self.write(by, Vote, at=on.time_ms if at is None else at, is_yes=is_yes, **{**fields, **more})
+
+    def approve(self, on: Sealed[Any], by: Identity = HUMAN, *, at: int | None = None) -> Sealed[Any]:
+        return self.write(by, Approval, at=on.time_ms if at is None else at, manifest=on.id)
+
+    def veto(self, on: Sealed[Any], by: Identity = HUMAN, *, at: int | None = None) -> Sealed[Any]:
+        return self.write(by, Veto, at=on.time_ms if at is None else at, manifest=on.id, reason="rude")
+
+    def withdraw(self, adapter: bytes, by: Identity = HUMAN, *, at: int = NOON) -> Sealed[Any]:
+        return self.write(by, Withdrawal, at=at, adapter=adapter, reason="wrong logs")
+
+    def ratify(
+        self, adapter: bytes, version: int, *voters: Identity, at: int = NOON, **more: Any
+    ) -> list[Sealed[Any]]:
+        """A proposal with all that it takes: the votes of these and a human's approval."""
+        proposal = self.propose(adapter, version, at=at, **more)
+        votes = [self.vote(proposal, voter) for voter in voters or (ANN, BOB)]
+        return [proposal, *votes, self.approve(proposal)]
