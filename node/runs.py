@@ -61,6 +61,7 @@ class MemberView(View, frozen=True, kw_only=True):
     steps_per_s: float
     epsilon_milli: int  # planned for the whole run; -1: without differential privacy
     is_local: bool
+    out: str = ""  # why it takes no further part
     paid_micro: int = 0
 
 
@@ -75,8 +76,8 @@ class RunView(View, frozen=True, kw_only=True):
     data: str
     line: str
     base: str
-    strategy: str
-    protection: str  # against members that lie
+    strategy: str  # that made the newest state
+    is_protected: bool  # against members that lie
     rounds: int
     round: int  # that have ended
     steps: int
@@ -89,6 +90,7 @@ class RunView(View, frozen=True, kw_only=True):
     adapter: str  # digest of what came out; empty: nothing yet
     manifest: str
     price_micro: int
+    progress: dict[str, float]  # of the round under way: how far each member is, from 0 to 1
     started_at: float
     finished_at: float | None
 
@@ -123,7 +125,7 @@ class RunFile(msgspec.Struct, kw_only=True):
     state: State = "enlisting"
     reason: str = ""
     strategy: str = ""
-    protection: str = ""
+    is_protected: bool = False
     seats: dict[str, Seat] = msgspec.field(default_factory=dict)
     declines: list[dict[str, str]] = msgspec.field(default_factory=list)
     done: int = 0
