@@ -4,7 +4,8 @@ The same entries give the same state in whatever order they come. Two rules make
 never changes back: its log has no gap, and its author stands on the roll or, for evidence and manifests, was ever
 admitted, or is a human of the charter who approves (`rights.py`). What a taken entry *does* is a function of the whole
 set: of several admissions or cards the newest by (signed time, author, index) holds, and a revocation or evidence
-outlasts everything. What lines and patches come to is `lines.py`'s. An admission of a barred key is therefore taken, since
+outlasts everything. A voter's word counts if it was on the roll at the word's signed time; which roll that was, `succession.py`
+says. What lines and patches come to is `lines.py`'s. An admission of a barred key is therefore taken, since
 its author's log goes on after it, and does nothing. An entry that comes before what gives its author the right is
 refused, and taken when it is offered again.
 
@@ -15,19 +16,28 @@ contradiction, does nothing any more, for every member alike. Only evidence stil
 import copy
 import hashlib
 from collections import ChainMap
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 from marketplace.assembly.ballot import BallotView
-from marketplace.assembly.charter import check_founding, open_entry
+from marketplace.assembly.charter import check_charter, check_founding, open_entry
 from marketplace.assembly.evidence import Contradiction, contradiction
 from marketplace.assembly.lines import Lines
 from marketplace.assembly.manifest import check_form
 from marketplace.assembly.promises import Promises
 from marketplace.assembly.rights import a, check_right
-from marketplace.assembly.succession import reign
+from marketplace.assembly.succession import (
+    Consents,
+    Reign,
+    consents,
+    may_admit,
+    may_propose,
+    reign,
+    reign_at,
+    succession,
+)
 from protocol import limits
-from protocol.envelope import Sealed
+from protocol.envelope import Sealed, narrow
 from protocol.errors import MalformedMessage, NotAuthorised
 from protocol.identity import PeerId, public_key_of
 from protocol.log import AuthorLog
@@ -87,9 +97,11 @@ class Assembly:
         self.founder = charter.sender
         self.mesh = charter.id
         founding = reign(charter.id, charter.message, charter.time_ms)
-        self.roll: dict[PeerId, RollEntry] = dict(founding.roll)
+        self.roll: Mapping[PeerId, RollEntry] = founding.roll
         self.approvers = founding.approvers
-        self._reigns = (founding,)
+        self._reigns: tuple[Reign, ...] = (founding,)
+        self._proposed: dict[bytes, Sealed[Charter]] = {}
+        self._consents: dict[bytes, Sealed[CharterConsent]] = {}
         self._logs: dict[PeerId, AuthorLog] = {}
         self._ever_admitted: MutableMapping[PeerId, None] = {}
         self._convicted: set[PeerId] = set()
@@ -126,6 +138,8 @@ class Assembly:
             _revoked=set(self._revoked),
             _closings=dict(self._closings),
             _cards=dict(self._cards),
+            _proposed=dict(self._proposed),
+            _consents=dict(self._consents),
             _promises=self._promises.fork(),
             _lines=self._lines.fork(),
         )
@@ -176,9 +190,10 @@ class Assembly:
             )
         check_right(
             entry,
-            is_roll=entry.sender in self.roll,
+            is_roll=any(entry.sender in each.roll for each in self._reigns),
             was_admitted=self.was_admitted(entry.sender),
-            is_approver=entry.sender in self.approvers,
+            is_approver=any(entry.sender in each.approvers for each in self._reigns),
+            is_recovery=any(entry.sender in each.recovery for each in self._reigns),
         )
         check_form(entry)
         self._promises.check(entry)
@@ -187,14 +202,10 @@ class Assembly:
                 return contradiction(message, self.mesh)
             case Admitted():
                 public_key_of(PeerId(message.peer))
-                self.check_owner(message.owner, admitted_by=entry.sender)
-            case Revocation():
-                if PeerId(message.peer) in self.roll:
-                    raise NotAuthorised(f"{message.peer} is on the roll: only a new charter takes it off")
-            case Charter() | CharterConsent():
-                raise NotAuthorised(
-                    f"{message.kind} version {message.version} came, only the founding charter is understood"
-                )
+            case Charter():
+                if message.version == 1:
+                    raise NotAuthorised(f"{entry.sender} signed a second founding charter")
+                check_charter(message)
         return None
 
     def check_owner(self, owner: str, *, admitted_by: PeerId) -> None:
@@ -206,8 +217,7 @@ class Assembly:
         Raises:
             NotAuthorised: it may not.
         """
-        is_voter = any(entry.owner == owner for entry in self.roll.values())
-        if is_voter and self.roll[admitted_by].owner != owner:
+        if not may_admit(self.roll, owner, admitted_by=admitted_by):
             raise NotAuthorised(
                 f"{admitted_by} admits a device of {owner!r}, who is on the roll and may do so alone"
             )
@@ -223,6 +233,16 @@ class Assembly:
             self._fold_again()
 
     def _fold_again(self) -> None:
+        entries = [entry for log in self._logs.values() for entry in log.entries if self._counts(entry)]
+        self._proposed = {
+            entry.id: charter
+            for entry in entries
+            if (charter := narrow(entry, Charter)) is not None and charter.message.version > 1
+        }
+        self._consents = {
+            entry.id: consent for entry in entries if (consent := narrow(entry, CharterConsent)) is not None
+        }
+        self._enthrone(self._succession())
         self._admissions = {}
         self._cards.clear()
         self._revoked.clear()
@@ -231,18 +251,54 @@ class Assembly:
             for entry in log.entries:
                 self._fold(entry)
 
+    def _succession(self) -> tuple[Reign, ...]:
+        return tuple(succession(self._reigns[0], self._proposed.values(), self._consents.values()))
+
+    def _enthrone(self, reigns: tuple[Reign, ...]) -> None:
+        """Let the last of them decide from now on."""
+        newest = reigns[-1]
+        self._reigns = reigns
+        self.charter, self.roll, self.approvers = newest.charter, newest.roll, newest.approvers
+
+    def _counts(self, entry: Sealed[Entry]) -> bool:
+        """Whether its author's log was still open there."""
+        closing = self._closings.get(entry.sender)
+        return closing is None or (entry.message.index < closing.index and entry.time_ms <= closing.at_ms)
+
     def _fold(self, entry: Sealed[Entry]) -> None:
         message, author = entry.message, entry.sender
         if isinstance(message, Admitted):
             self._ever_admitted[PeerId(message.peer)] = None
-        closing = self._closings.get(author)
-        if closing and (message.index >= closing.index or entry.time_ms > closing.at_ms):
+        if not self._counts(entry):
             return
+        match message:
+            case Charter() | CharterConsent():
+                self._fold_charter(entry)
+            case Admitted() | Card() | Revocation() | Line():
+                # A voter's word counts for the time that it was on the roll.
+                roll = reign_at(self._reigns, entry.time_ms).roll
+                if author in roll:
+                    self._fold_voters_word(entry, roll)
+            case _:
+                self._lines.fold(entry)
+
+    def _fold_charter(self, entry: Sealed[Entry]) -> None:
+        charter, consent = narrow(entry, Charter), narrow(entry, CharterConsent)
+        if charter is not None and charter.message.version > 1:
+            self._proposed[entry.id] = charter
+        if consent is not None:
+            self._consents[entry.id] = consent
+        if self._succession() != self._reigns:
+            self._fold_again()
+
+    def _fold_voters_word(self, entry: Sealed[Entry], roll: Mapping[PeerId, RollEntry]) -> None:
+        message, author = entry.message, entry.sender
         age = (entry.time_ms, author, message.index)
         match message:
             case Admitted():
                 known = self._admissions.get(PeerId(message.peer))
-                if known is None or known[0] < age:
+                is_newer = known is None or known[0] < age
+                if is_newer and may_admit(roll, message.owner, admitted_by=author):
                     member = Member(
                         message.owner, message.credit_line_micro, is_roll=False, admitted_by=author
                     )
@@ -252,9 +308,10 @@ class Assembly:
                 if card is None or card[0] < age:
                     self._cards[message.name] = (age, message.model)
             case Revocation():
-                self._revoked.add(PeerId(message.peer))
-                self._lines.bar(PeerId(message.peer))
-            case _:
+                if PeerId(message.peer) not in roll:  # only a new charter takes a voter off
+                    self._revoked.add(PeerId(message.peer))
+                    self._lines.bar(PeerId(message.peer))
+            case Line():
                 self._lines.fold(entry)
 
     # --- who belongs --------------------------------------------------------------------------------------------
@@ -271,8 +328,14 @@ class Assembly:
         return (peer_id in self.roll or peer_id in self._admissions) and not self.is_barred(peer_id)
 
     def may_speak(self, author: PeerId) -> bool:
-        """Whether an author's assembly entries are taken and handed on: a member's, and those of humans who approve."""
-        return self.is_member(author) or (author in self.approvers and not self.is_barred(author))
+        """Whether an author's assembly entries are taken and handed on.
+
+        A member's, and those of humans who approve or hold a recovery key.
+        """
+        if self.is_member(author):
+            return True
+        reign = self._reigns[-1]
+        return (author in reign.approvers or author in reign.recovery) and not self.is_barred(author)
 
     def is_alone(self, peer_id: PeerId) -> bool:
         """Whether a member is the only one."""
@@ -325,6 +388,19 @@ class Assembly:
             isinstance(entry.message, Admitted) and entry.message.invitation_id == invitation_id
             for entry in self.entries_after(issuer, -1)
         )
+
+    # --- the next charter ---------------------------------------------------------------------------------------
+    def proposed_charters(self) -> list[tuple[Sealed[Charter], Consents]]:
+        """Return what may become the next charter, and how far each is agreed to."""
+        now = self._reigns[-1]
+        agreed: dict[bytes, list[PeerId]] = {}
+        for consent in self._consents.values():
+            agreed.setdefault(consent.message.charter, []).append(consent.sender)
+        return [
+            (entry, consents(now, entry.message, [entry.sender, *agreed.get(entry.id, ())]))
+            for entry in sorted(self._proposed.values(), key=lambda entry: (entry.time_ms, entry.id))
+            if entry.message.version == now.charter.version + 1 and may_propose(now, entry.sender)
+        ]
 
     # --- what names mean ----------------------------------------------------------------------------------------
     def names(self) -> dict[str, bytes]:

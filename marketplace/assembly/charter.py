@@ -96,16 +96,24 @@ def check_founding(charter: Sealed[Charter]) -> None:
         )
     if charter.expires_ms is not None:
         raise MalformedMessage("charter expires, expected one without an end")
-    keys = [entry.key for entry in message.roll]
+    check_charter(message)
+    if public_key_of(charter.sender) not in [entry.key for entry in message.roll]:
+        raise NotAuthorised(f"charter is signed by {charter.sender}, who is not on its roll")
+
+
+def check_charter(message: Charter) -> None:
+    """Check what must hold of any charter, the first and those that follow.
+
+    Raises:
+        MalformedMessage: a key stands on it twice in one role.
+    """
     for listed, role in (
-        (keys, "roll"),
+        ([entry.key for entry in message.roll], "roll"),
         (message.approvers, "approvers"),
         (message.recovery, "recovery keys"),
     ):
         if len(set(listed)) != len(listed):
             raise MalformedMessage(f"charter names a key twice among its {role}")
-    if public_key_of(charter.sender) not in keys:
-        raise NotAuthorised(f"charter is signed by {charter.sender}, who is not on its roll")
 
 
 def open_entry(raw: bytes, mesh: bytes, kinds: frozenset[str] = ENTRY_KINDS) -> Sealed[Entry]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from marketplace.assembly.ballot import BallotState, BallotView, Tally, Words, tally
 from marketplace.assembly.charter import passes
-from marketplace.assembly.succession import Reign
+from marketplace.assembly.succession import Reign, reign_at
 from protocol import limits
 from protocol.envelope import Sealed, narrow
 from protocol.errors import (
@@ -336,9 +336,6 @@ class Lines:
         raise BallotClosed(f"{name} is {state.value} already")
 
     # --- what follows -------------------------------------------------------------------------------------------
-    def _reign_at(self, time_ms: int) -> Reign:
-        return next((reign for reign in reversed(self._reigns) if reign.since_ms <= time_ms), self._reigns[0])
-
     def _tally(self, manifest: Sealed[Manifest]) -> Tally:
         known = self._tallies.get(manifest.id)
         if known is None:
@@ -348,7 +345,7 @@ class Lines:
             known = tally(
                 manifest,
                 self._words.get(manifest.id, _NOTHING),
-                self._reign_at(manifest.time_ms),
+                reign_at(self._reigns, manifest.time_ms),
                 self._barred | elsewhere,
             )
             self._tallies[manifest.id] = known

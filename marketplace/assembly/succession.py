@@ -10,9 +10,10 @@ order the entries came in. A ballot is judged by the charter that was in force w
 grows later takes nothing back.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from marketplace.assembly.charter import weight_to_pass
 from protocol.envelope import Sealed
 from protocol.identity import PeerId, PublicKey, peer_id_of
 from protocol.messages import Charter, CharterConsent, RollEntry
@@ -33,6 +34,11 @@ class Reign:
     def roll_weight(self) -> int:
         """What the whole roll weighs: the denominator of every ballot."""
         return sum(entry.weight for entry in self.charter.roll)
+
+    @property
+    def weight_to_pass(self) -> int:
+        """What of it has to say yes."""
+        return weight_to_pass(self.roll_weight, self.charter.pass_percent)
 
 
 @dataclass(frozen=True)
@@ -59,16 +65,22 @@ def reign(charter_id: bytes, charter: Charter, since_ms: int) -> Reign:
     return Reign(charter_id, charter, roll, approvers, recovery, since_ms)
 
 
-def weight_to_pass(charter: Charter) -> int:
-    """Return the least weight of yes that passes: `100 * yes >= pass_percent * total`, rounded up."""
-    return -(-charter.pass_percent * sum(entry.weight for entry in charter.roll) // 100)
+def reign_at(reigns: Sequence[Reign], time_ms: int) -> Reign:
+    """Return the charter that was in force at an hour; before the founding: the founding one."""
+    return next((each for each in reversed(reigns) if each.since_ms <= time_ms), reigns[0])
+
+
+def may_admit(roll: Mapping[PeerId, RollEntry], owner: str, *, admitted_by: PeerId) -> bool:
+    """Whether a voter may admit a device as this owner's: one who stands on the roll admits its devices itself."""
+    is_voter = any(entry.owner == owner for entry in roll.values())
+    return not is_voter or roll[admitted_by].owner == owner
 
 
 def consents(now: Reign, proposed: Charter, agreed: Iterable[PeerId]) -> Consents:
     """Return how far `proposed` is agreed to by these keys."""
     after = reign(b"", proposed, 0)
     keys = frozenset(agreed)
-    old_needed = weight_to_pass(now.charter)
+    old_needed = now.weight_to_pass
     old_weight = sum(entry.weight for key, entry in now.roll.items() if key in keys)
     if keys & now.recovery:
         old_weight = max(old_weight, old_needed)
@@ -76,7 +88,7 @@ def consents(now: Reign, proposed: Charter, agreed: Iterable[PeerId]) -> Consent
         old_weight=old_weight,
         old_needed=old_needed,
         new_weight=sum(entry.weight for key, entry in after.roll.items() if key in keys),
-        new_needed=weight_to_pass(proposed),
+        new_needed=after.weight_to_pass,
         missing=tuple(key for key in dict.fromkeys((*now.roll, *after.roll)) if key not in keys),
     )
 

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from marketplace.assembly.charter import founding_charter
-from marketplace.assembly.succession import Reign, consents, reign, succession, weight_to_pass
+from marketplace.assembly.succession import Reign, consents, reign, succession
 from protocol.envelope import Sealed, seal
 from protocol.identity import Identity
 from protocol.messages import NO_HASH, Charter, CharterConsent, Entry, RollEntry
@@ -118,7 +118,7 @@ def test_a_recovery_key_of_an_older_charter_stands_for_nothing() -> None:
 def test_the_threshold_is_a_share_of_the_whole_roll(voters: int, needed: int) -> None:
     names = [person(str(number)) for number in range(voters)]
 
-    assert weight_to_pass(charter(1, *names)) == needed
+    assert founding(*names).weight_to_pass == needed
 
 
 def test_what_is_missing_is_named() -> None:
