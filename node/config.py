@@ -49,6 +49,7 @@ class Config:
     budget_day_micro: int = 0
     exposure_peer_micro: int = 1_000_000
     battery_percent_min: int = 30
+    canary_interval_s: int = 3_600
     train: bool = True
     price_step_micro: int = 1_000
     pay_step_micro_max: int = 10_000
@@ -137,6 +138,7 @@ _RANGES = {
     "budget_day_micro": (0, MICRO_MAX),
     "exposure_peer_micro": (0, MICRO_MAX),
     "battery_percent_min": (0, 100),
+    "canary_interval_s": (10, 86_400),
     "price_step_micro": (0, MICRO_MAX),
     "pay_step_micro_max": (0, MICRO_MAX),
     "cohort_min": (1, limits.COHORT_MAX),
@@ -189,6 +191,10 @@ DEFAULT_TOML = """\
 
 # on battery: no work for others below this charge
 # battery_percent_min = 30
+
+# a patch that is served here is asked a few questions of its line's public set each so many seconds; where it answers
+# worse than its voters were told, this device serves it no more
+# canary_interval_s = 3600
 
 # whether this device's private data (agora data) may train adapters, what it asks for a training step, what its own runs
 # pay for one at most, and how many must train together at least: the fewer, the more an update tells of its owner

@@ -48,9 +48,20 @@ from node.services.purchasing import Purchasing
 from node.services.registrar import Registrar
 from node.services.seller import Seller
 from node.services.settlement import Settlement
+from node.services.steward import Steward
 from node.services.sync import Sync
 from node.store import Record, Store
-from node.views import AttemptView, DataView, JobView, LedgerView, ModelView, PeerView, StatusView
+from node.views import (
+    AttemptView,
+    DataView,
+    JobView,
+    LedgerView,
+    ModelView,
+    PatchView,
+    PeerView,
+    ProposalView,
+    StatusView,
+)
 from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed
@@ -58,6 +69,7 @@ from protocol.identity import Identity, PeerId
 from protocol.mesh import Mesh
 from protocol.messages import Card, Charter, Device, Revocation
 from runtime.engine import Digest, Engine, ModelCard
+from runtime.examiner import Examiner
 from runtime.trainer import Trainer
 
 if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own types
@@ -89,6 +101,7 @@ class Ports:
     device: Callable[[], Device]
     library: Library | None = None
     trainer: Trainer | None = None  # None: this device takes part in no run
+    examiner: Examiner | None = None  # None: it neither votes nor serves adapters
     adapters: AdapterMaker | None = None  # None: it coordinates none
     compute: Compute = at_once
     blobs: Blobs = field(default_factory=NoBlobs)
@@ -231,7 +244,8 @@ class Node:
             sync=self.sync,
             journal=journal,
         )
-        self.patches_followed = Patches(lambda: self.logbook.assembly, self._members_time.utc_ms)
+        self.patches_followed = Patches(lambda: self.logbook.assembly, self._members_time.utc_ms, ports.store)
+        self.patches_followed.load(records)
         self.names = ModelNames(
             identity.peer_id,
             lambda: self.logbook.assembly,
@@ -239,6 +253,23 @@ class Node:
             self.directory,
             ports.engine,
             clock,
+        )
+        self.steward = Steward(
+            engine=ports.engine,
+            examiner=ports.examiner,
+            blobs=ports.blobs,
+            exchange=self.blob_exchange,
+            data=ports.data,
+            logbook=self.logbook,
+            sync=self.sync,
+            directory=self.directory,
+            patches=self.patches_followed,
+            clock=clock,
+            utc_ms=self._members_time.utc_ms,
+            journal=journal,
+            rng=rng,
+            canary_interval_s=config.canary_interval_s,
+            on_change=self.advertiser.refresh,
         )
         self.buyer = Buyer(
             mesh=ports.mesh,
@@ -278,6 +309,7 @@ class Node:
             meeting=self.meeting,
             names=self.names,
             owner=self._owner,
+            patch_warnings=self.steward.warnings,
         )
         self._own_lines = OwnLines(self.logbook, self.sync, ports.blobs, journal)
         self._human_words = HumanWords(self.logbook, self.sync, journal, self._members_time.utc_ms)
@@ -292,7 +324,15 @@ class Node:
         if self.logbook.assembly.is_alone(self.logbook.me):
             self.logbook.confirm()  # nobody else could know more of our log than we do
         async with trio.open_nursery() as nursery:
-            services = (self.logbook, self.sync, self.settlement, self.buyer, self.meeting, self.advertiser)
+            services = (
+                self.logbook,
+                self.sync,
+                self.settlement,
+                self.buyer,
+                self.meeting,
+                self.advertiser,
+                self.steward,
+            )
             for service in services:
                 await nursery.start(service.run)
             task_status.started()
@@ -399,6 +439,14 @@ class Node:
         await self.sync.announce(await self.logbook.write(Card, place))
         self.journal.write("model_published", name=name, digest=digest)
 
+    async def vote(self, patch: str, is_yes: bool) -> dict[str, Any]:
+        """Vote for this device on a patch, by the beginning of its id, before it has voted by itself."""
+        return await self.steward.vote(patch, is_yes=is_yes)
+
+    async def roll_back(self, patch: str) -> dict[str, Any]:
+        """Propose the way back from a patch that is in force."""
+        return await self.steward.roll_back(patch)
+
     async def revoke(self, peer_id: str, reason: str) -> dict[str, Any]:
         """Bar a device from the mesh; every member hears of it."""
         if not self.logbook.assembly.weight(self.logbook.me):
@@ -468,6 +516,18 @@ class Node:
     def models(self) -> list[ModelView]:
         """Every model that can be asked for."""
         return self.names.views()
+
+    def patches(self) -> list[PatchView]:
+        """Every patch that was proposed, the newest first."""
+        return self.steward.patches()
+
+    def patch(self, patch: str) -> PatchView:
+        """The patch of an id, or of a prefix that only one patch has."""
+        return self.steward.patch(patch)
+
+    def proposals(self) -> list[ProposalView]:
+        """Every ballot, the newest first."""
+        return self.steward.proposals()
 
     def lines(self) -> list[dict[str, Any]]:
         """Every line of the mesh, with its public sets."""

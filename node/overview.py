@@ -41,6 +41,7 @@ class Overview:
         meeting: Meeting,
         names: ModelNames,
         owner: Callable[[], str],
+        patch_warnings: Callable[[], list[str]],
     ) -> None:
         self._version = version
         self._mesh_id = mesh_id
@@ -54,6 +55,7 @@ class Overview:
         self._meeting = meeting
         self._names = names
         self._owner = owner
+        self._patch_warnings = patch_warnings
         self._started_s = clock.now()
 
     def charter(self) -> dict[str, Any]:
@@ -79,6 +81,7 @@ class Overview:
             )
         if self._store.is_full:
             warnings.append("the disk is full: no new work is taken")
+        warnings += self._patch_warnings()
         return StatusView(
             peer_id=me,
             mesh_id=self._mesh_id.hex(),

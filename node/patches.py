@@ -1,36 +1,79 @@
 """What the mesh has ratified, as this device follows it: which adapter a plain name means, and which came before.
 
 The assembly says what is in force. This device may know better of itself: where its own canaries fall, it follows the
-version before until the mesh has decided (`hold_back`).
+version before until the mesh has decided (`hold_back`). And it remembers the highest version that it has taken up of each
+line, so that a store which has lost the newest entries does not bring an older patch back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from marketplace.assembly.assembly import Assembly
 from marketplace.assembly.ballot import BallotState
+from marketplace.assembly.judgement import proposes_rollback
+from node.store import Record, Store
 from protocol.envelope import Sealed
 from protocol.messages import NO_HASH, Line, Manifest
 
 VERSION_MARK = "v"
+HELD_BACK = (
+    "held_back"  # the store's record kind: why a manifest's patch is not followed here, by the manifest's id
+)
+HIGH_WATER = "high_water"  # the highest version taken up, in decimal, by the line's name
 
 
 class Patches:
-    """Answers about patches for names, the steward and the listings; it keeps nothing but what is held back here.
+    """Answers about patches for names, the steward and the listings.
 
     Args:
         assembly: the one of now.
         utc_ms: the members' time.
+        store: where it keeps what only this device knows.
     """
 
-    def __init__(self, assembly: Callable[[], Assembly], utc_ms: Callable[[], int]) -> None:
+    def __init__(self, assembly: Callable[[], Assembly], utc_ms: Callable[[], int], store: Store) -> None:
         self._assembly = assembly
         self._utc_ms = utc_ms
+        self._store = store
         self._held_back: dict[bytes, str] = {}  # by manifest: why
+        self._high_water: dict[str, int] = {}
+
+    def load(self, records: Sequence[Record]) -> None:
+        """Take in what an earlier run has stored."""
+        for record in records:
+            if record.body is not None and record.kind == HELD_BACK:
+                self._held_back[record.key] = record.body.decode(errors="replace")
+            elif record.body is not None and record.kind == HIGH_WATER:
+                self._high_water[record.key.decode()] = int(record.body)
 
     # --- what this device does not follow -------------------------------------------------------------------------
-    def hold_back(self, manifest: bytes, why: str) -> None:
-        """Follow this patch no more, here."""
+    async def hold_back(self, manifest: bytes, why: str) -> None:
+        """Follow this patch no more, here; at once, and after a restart if the disk takes it.
+
+        Raises:
+            StoreFull: the disk is; it holds until a restart.
+        """
         self._held_back[manifest] = why
+        await self._store.append([Record(HELD_BACK, manifest, why.encode())])
+
+    async def raise_high_water(self, line: str, version: int) -> None:
+        """Remember that a version is about to be taken up.
+
+        Raises:
+            StoreFull: the disk is; it is not to be taken up.
+        """
+        if version > self._high_water.get(line, 0):
+            await self._store.append([Record(HIGH_WATER, line.encode(), str(version).encode())])
+            self._high_water[line] = version
+
+    def is_below_high_water(self, line: str, version: int) -> bool:
+        """Whether a version is older than one taken up before whose end nothing here explains."""
+        high = self._high_water.get(line, 0)
+        known = {
+            ballot.manifest.message.version
+            for ballot in self._assembly().ballots(self._utc_ms())
+            if ballot.manifest.message.line == line
+        }
+        return version < high and high not in known
 
     def why_held_back(self, manifest: bytes) -> str:
         """Why a patch in force is not followed here; empty: it is."""
@@ -56,38 +99,33 @@ class Patches:
         )
 
     def succession(self, line: Line) -> list[Sealed[Manifest]]:
-        """The head of a line and those before it that may be loaded, the newest first.
+        """The head of a line and those before it that may be loaded, the newest first."""
+        found = self._assembly().succession(line.name, self._utc_ms())
+        return [each for each in found if not self.why_held_back(each.id)]
 
-        A rollback skips what it takes back: behind it comes what came before the version that it brings back.
-        """
-        now_ms = self._utc_ms()
-        assembly = self._assembly()
-        head = assembly.ratified(line.name, now_ms)
-        if head is None:
-            return []
-        stand = {
-            ballot.manifest.message.version: ballot.manifest
-            for ballot in assembly.ballots(now_ms)
-            if ballot.state is BallotState.RATIFIED
-            and (ballot.manifest.message.line, ballot.manifest.message.base) == (line.name, line.base)
-        }
-        found = []
-        below = head.message.version + 1
-        for version in sorted(stand, reverse=True):
-            if version < below:
-                message = stand[version].message
-                below = _origin(message)
-                if not self.why_held_back(stand[version].id):
-                    found.append(stand[version])
-        return found
+    def before(self, head: Sealed[Manifest]) -> Sealed[Manifest] | None:
+        """What was in force before the head of a line; None: the bare base."""
+        line = self._assembly().line(head.message.line)
+        behind = [each for each in self.succession(line) if each.id != head.id] if line else []
+        return behind[0] if behind else None
+
+    def open_rollback(self, head: Sealed[Manifest]) -> bytes | None:
+        """The id of an undecided proposal to go back from a line's head; None: there is none."""
+        for ballot in self._assembly().ballots(self._utc_ms()):
+            is_open = ballot.state in (BallotState.VOTING, BallotState.CERTIFIED)
+            if (
+                is_open
+                and ballot.manifest.message.parent == head.id
+                and proposes_rollback(ballot.manifest.message)
+            ):
+                return ballot.id
+        return None
 
     # --- what names mean ------------------------------------------------------------------------------------------
     def followed(self, base: bytes) -> tuple[bytes, ...]:
         """The adapters that may answer a plain name: the head's, the one before it, and the bare base at last."""
-        adapters = [adapter for _, adapter in self.in_force(base)[:2]]
-        if NO_HASH in adapters:
-            adapters = adapters[: adapters.index(NO_HASH)]
-        return tuple(dict.fromkeys((*adapters, NO_HASH)))
+        adapters = tuple(dict.fromkeys(adapter for _, adapter in self.in_force(base)))
+        return tuple(dict.fromkeys((*adapters[:2], NO_HASH)))
 
     def find(self, base: bytes, named: str) -> bytes | None:
         """The adapter of `v3`, or of the first digits of its digest; None: no such patch may be loaded."""
@@ -104,10 +142,3 @@ class Patches:
     def version_of(self, base: bytes, adapter: bytes) -> int:
         """The newest version of a base's line that has an adapter and may be loaded; 0: none."""
         return next((version for version, other in self.in_force(base) if other == adapter), 0)
-
-
-def _origin(message: Manifest) -> int:
-    """The version whose adapter this is: what stands between the two was taken back."""
-    if message.adapter == NO_HASH:
-        return 0
-    return message.rolls_back_to or message.version

@@ -82,6 +82,68 @@ class StatusView(View, frozen=True, kw_only=True):
     warnings: list[str]
 
 
+class VoterView(View, frozen=True, kw_only=True):
+    """What one voter has said on a ballot."""
+
+    peer_id: str
+    vote: str  # yes, no, cannot vote; empty: nothing yet
+    reason: str
+    private: str  # its own samples: passed, failed, none
+    scores: list[dict[str, Any]]  # as it measured them: {domain, total, after, loss_after}
+
+
+class ProposalView(View, frozen=True, kw_only=True):
+    """A ballot: who has voted, who cannot, and what is still needed."""
+
+    id: str
+    kind: str  # patch, rollback
+    line: str
+    version: int
+    state: str  # voting, certified, ratified, rejected, expired, vetoed, withdrawn, superseded
+    author: str
+    reason: str
+    yes_weight: int
+    no_weight: int
+    roll_weight: int
+    weight_to_pass: int
+    approved_by: list[str]
+    vetoed_by: list[str]
+    proposed_at: float
+    expires_at: float  # until when what is lacking must be signed
+    still_needed: str
+    votes: list[VoterView]
+
+
+class PatchView(View, frozen=True, kw_only=True):
+    """A patch of a line: where it comes from, what it does, and how it stands on this mesh and on this device."""
+
+    id: str
+    kind: str  # patch, rollback
+    line: str
+    version: int
+    state: str  # as of its proposal
+    is_in_force: bool  # what the line's plain name follows
+    is_loaded: bool  # by this device
+    why_not: (
+        str  # why this device does not serve it though it is in force; empty: it does, or nothing is known
+    )
+    adapter_digest: str  # empty: the bare base
+    adapter_bytes: int
+    base_digest: str
+    parent: str  # the patch that it follows; empty: the bare base
+    rolls_back_to: int
+    run_id: str  # empty: no run made it
+    rounds: int
+    cohort: list[dict[str, Any]]  # {peer_id, samples, rounds, epsilon or null}
+    author: str
+    reason: str
+    proposed_at: float
+    expires_at: float
+    scores: list[
+        dict[str, Any]
+    ]  # {domain, total, before, after, loss_before, loss_after}; exact match as shares
+
+
 class BidView(View, frozen=True, kw_only=True):
     """One seller's answer to a request."""
 
