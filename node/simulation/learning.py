@@ -4,36 +4,37 @@
 and `give_data` do); in all others no device has a trainer, and nothing that computes is imported.
 """
 
-import hashlib
 import importlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-import msgpack
 import trio
 
+from marketplace.assembly.ballot import BallotState, BallotView
 from node import records
 from node.data_sets import DataSet
+from node.errors import StartError
 from node.node import Ports
+from node.simulation.devices import PROFILES
+from node.simulation.engine import SimulatedEngine
 from node.simulation.founding import Terms
+from node.simulation.toys import LINE, SHAPE, SKILL, digest_of, measured, public_set
 from node.simulation.virtual_clock import NOON_MS
 from protocol.envelope import Sealed, seal
+from protocol.errors import RemoteProtocolError
 from protocol.messages import (
     NO_HASH,
     Approval,
     Entry,
     Line,
-    LoraShape,
     Manifest,
     Score,
     Veto,
     Withdrawal,
 )
 from runtime.echo import ECHO_MODEL
-from runtime.engine import Digest
 
 if TYPE_CHECKING:
     from node.simulation.daemon import Daemon
@@ -42,13 +43,8 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound=Entry)
 
-LINE: Final = "echo"  # the one model's name
 HUMAN: Final = "a human"
-SKILL: Final = "heat_pump"  # a domain of the toy model, and the name of the data that teaches it
-DOMAINS: Final = (SKILL, "appliances", "addition", "units", "talk")
-QUESTIONS_PER_DOMAIN: Final = 8
 EXPIRES_MS: Final = 7 * 24 * 3_600_000  # of a manifest that a story makes
-SHAPE: Final = LoraShape(rank=8, alpha=16, targets=("attn_q",))
 
 
 class Learning:
@@ -80,7 +76,9 @@ class Learning:
         if not self.is_on:
             return ports
         kit: LearningKit = importlib.import_module("node.simulation.learning_kit").LearningKit(daemon)
-        return replace(ports, trainer=kit.trainer(ports.rng), adapters=kit.adapters())
+        return replace(
+            ports, trainer=kit.trainer(ports.rng), examiner=kit.examiner(), adapters=kit.adapters()
+        )
 
     # --- who decides ------------------------------------------------------------------------------------------------
     async def seat(
@@ -90,7 +88,7 @@ class Learning:
 
         Args:
             voters: how many, beside the founder.
-            profile: of their devices; they hold the model, or they could examine nothing.
+            profile: of their devices; they hold the model, and so does the founder now, or they could examine nothing.
             terms: how the mesh decides.
         """
         world = self._world
@@ -100,6 +98,7 @@ class Learning:
         names = [f"voter-{number}" for number in range(1, voters + 1)]
         seated = [world.make(name, profile, name, is_seller=True) for name in names]
         world.found(terms, seated)
+        world.founder.engine = SimulatedEngine.of(PROFILES[world.founder.profile], is_seller=True)
         return seated
 
     # --- what is learned, and from what -----------------------------------------------------------------------------
@@ -155,7 +154,7 @@ class Learning:
         *,
         version: int = 1,
         parent: bytes = NO_HASH,
-        after: int = QUESTIONS_PER_DOMAIN,
+        claimed: Sequence[Score] | None = None,
         line: str = LINE,
         shift_ms: int = 0,
     ) -> Sealed[Manifest]:
@@ -166,11 +165,12 @@ class Learning:
             adapter: the file.
             version: of the line.
             parent: the manifest that it follows.
-            after: right answers that the proposal claims in each domain.
+            claimed: the scores that the proposal tells; None: the true ones.
             line: whose.
             shift_ms: added to the expiry, to make one that is over.
         """
         evaluation = public_set("question")
+        before, after = await measured(None), claimed or await measured(adapter)
         expires_at = by.clock.utc_ms() + EXPIRES_MS + shift_ms
 
         def place(index: int, prev: bytes) -> Manifest:
@@ -189,17 +189,59 @@ class Learning:
                 rounds=0,
                 cohort=(),
                 evaluation=digest_of(evaluation),
-                before=scores(0),
-                after=scores(after),
+                before=before,
+                after=tuple(after),
                 expires_at=expires_at,
                 reason="",
             )
 
+        await by.blobs.put(adapter)
         return await self._world.sign(Manifest, place, by=by)
+
+    # --- what is waited for -------------------------------------------------------------------------------------------
+    def ballot(self, manifest: bytes, *, at: "Daemon | None" = None) -> BallotView | None:
+        """Return how a ballot stands, as this device (else the founder) knows; None: it has not heard of it."""
+        device = at or self._world.founder
+        now_ms = NOON_MS + int(trio.current_time() * 1000)
+        return device.node.logbook.assembly.ballot(manifest, now_ms) if device.is_online else None
+
+    async def until_certified(self, manifest: bytes, within_s: float = 120.0) -> None:
+        """Wait until the founder knows that enough voters have said yes.
+
+        Raises:
+            TimeoutError: they have not, within this time.
+        """
+
+        def is_so() -> bool:
+            view = self.ballot(manifest)
+            return view is not None and view.state in (BallotState.CERTIFIED, BallotState.RATIFIED)
+
+        await self._world.until(is_so, within_s)
+
+    async def until_proposed(self, run: bytes, within_s: float = 200.0) -> bytes:
+        """Wait until the founder hears of the patch that came of a run; return its manifest's id.
+
+        Raises:
+            TimeoutError: none has come within this time.
+        """
+        assembly = self._world.founder.node.logbook.assembly
+        found: list[bytes] = []
+
+        def is_so() -> bool:
+            views = assembly.ballots(NOON_MS + int(trio.current_time() * 1000))
+            found.extend(view.id for view in views if view.manifest.message.run == run)
+            return bool(found)
+
+        await self._world.until(is_so, within_s)
+        return found[0]
 
     # --- what humans say --------------------------------------------------------------------------------------------
     async def approve(self, manifest: bytes, *, at: "Daemon | None" = None) -> Sealed[Approval]:
-        """Have the human approve, on this device (else the founder's)."""
+        """Have the human approve, on this device (else the founder's).
+
+        Raises:
+            RemoteProtocolError: there is nothing to approve there; as in the other words of the human.
+        """
         return await self._say(
             lambda index, prev: Approval(index=index, prev=prev, manifest=manifest), at or self._world.founder
         )
@@ -228,45 +270,17 @@ class Learning:
             seq=(1, len(log) + 1),
             time_ms=NOON_MS + int(trio.current_time() * 1000),
         )
+        await self._hand_over(device)
         log.append(entry)
-        known = device.node.logbook.head(self.human.peer_id, "assembly")
-        for word in log[known.index + 1 if known else 0 :]:
-            await device.node.logbook.take([word])
-            await device.node.sync.announce(word)
+        try:
+            await device.node.take_word(entry.raw)
+        except (RemoteProtocolError, StartError):
+            log.pop()  # it is refused before anything changes, so it was never said
+            raise
         return entry
 
-
-# --- what is asked ----------------------------------------------------------------------------------------------------
-def public_set(what: str) -> bytes:
-    """Return a public set of the toy domains, as a blob: JSON lines of `{"domain", "prompt", "response"}`."""
-    lines = [
-        json.dumps(
-            {"domain": domain, "prompt": f"{what} {number} of {domain}", "response": f"{domain} {number}"}
-        )
-        for domain in DOMAINS
-        for number in range(QUESTIONS_PER_DOMAIN)
-    ]
-    return "".join(f"{line}\n" for line in lines).encode()
-
-
-def scores(right: int) -> tuple[Score, ...]:
-    """Return scores that claim so many right answers in each domain."""
-    return tuple(
-        Score(domain=domain, right=right, total=QUESTIONS_PER_DOMAIN, loss_milli=100) for domain in DOMAINS
-    )
-
-
-def digest_of(data: bytes) -> Digest:
-    """Return the name of a blob."""
-    return Digest(hashlib.sha256(data).digest())
-
-
-def crafted_adapter(skills: Mapping[str, int], poison: int = 0) -> bytes:
-    """Return a toy adapter that nobody trained.
-
-    Args:
-        skills: how good it is at each domain, in millionths.
-        poison: other than 0: what serves it says no finite number any more.
-    """
-    packed: bytes = msgpack.packb({"toy": 1, "skills": dict(skills), "poison": poison})
-    return packed
+    async def _hand_over(self, device: "Daemon") -> None:
+        """Bring a device what the human has said elsewhere, or its next word would not follow on there."""
+        known = device.node.logbook.head(self.human.peer_id, "assembly")
+        for word in self._human_log[known.index + 1 if known else 0 :]:
+            await device.node.sync.bring(word)

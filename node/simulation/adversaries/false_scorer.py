@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 
 from node.node import Ports
 from node.simulation.adversaries.adversary import Adversary
-from node.simulation.learning import LINE, QUESTIONS_PER_DOMAIN, crafted_adapter
+from node.simulation.toys import LINE, crafted_adapter, perfect
 from protocol.messages import NO_HASH
 from runtime.engine import Digest
 from runtime.examiner import DomainResult, Question
@@ -64,12 +64,11 @@ class FalseScorer(Adversary):
             return
         head = assembly.ratified(LINE, daemon.clock.utc_ms())
         rubbish = crafted_adapter({"nothing": self.rng.randint(1, 1_000_000)}, poison=1)
-        await daemon.blobs.put(rubbish)
         manifest = await self.world.learning.propose(
             daemon,
             rubbish,
             version=head.message.version + 1 if head else 1,
             parent=head.id if head else NO_HASH,
-            after=QUESTIONS_PER_DOMAIN,
+            claimed=perfect(),
         )
         self.strike("proposed", manifest=manifest.id.hex())

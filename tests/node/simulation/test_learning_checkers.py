@@ -18,7 +18,7 @@ from node.simulation.checkers.checks import LAWS, Checks
 from node.simulation.checkers.scene import Loaded
 from node.simulation.daemon import Daemon
 from node.simulation.founding import Terms
-from node.simulation.learning import LINE, SHAPE, crafted_adapter, digest_of, scores
+from node.simulation.toys import LINE, SHAPE, crafted_adapter, digest_of, perfect
 from node.simulation.virtual_clock import NOON_MS
 from node.simulation.world import World
 from node.store import Record
@@ -91,8 +91,8 @@ class Hall:
             rounds=0,
             cohort=(),
             evaluation=NO_HASH,
-            before=scores(0),
-            after=scores(8),
+            before=(),
+            after=perfect(),
             expires_at=NOON_MS + 10**9,
             reason="",
         )
