@@ -21,10 +21,12 @@ from runtime.engine import (
     Progress,
     PromptTooLong,
     Tokens,
+    UnknownAdapter,
     UnknownModel,
 )
 from runtime.llama.backend import LlamaEngine
 from runtime.model_store import ModelStore
+from tests.adapter_files import keep, random_adapter
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny_model" / "tiny-q8_0.gguf"
 QUESTION = (ChatMessage("user", "Tell me a story about a brown dog and a café, please."),)
@@ -44,11 +46,13 @@ async def engine(
             queue_max=QUEUE_MAX,
         )
         return
+    adapters = tmp_path_factory.getbasetemp() / "engine-adapters"
     store = ModelStore(tmp_path_factory.getbasetemp() / "engine-models")
     if not store.models:  # the first of these tests
         await store.add(TINY)
     llama = LlamaEngine(
         store,
+        adapters_directory=adapters,
         queue_max=QUEUE_MAX,
         context_tokens=512,
         memory_bytes_max=2 << 30,
@@ -239,3 +243,108 @@ async def test_a_request_that_is_closed_while_it_waits_leaves_the_queue(engine: 
 
         assert engine.status(model).queued == 0
     await collect(engine, chat(engine, tokens_max=1))
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Digest, Path]]:
+    """Two files, strong enough to change what is said."""
+    directory = tmp_path_factory.getbasetemp() / "engine-adapters"
+    directory.mkdir(exist_ok=True)
+    return [keep(directory, random_adapter(TINY, seed=seed, strength=1.0)) for seed in (1, 2)]
+
+
+async def test_an_adapter_changes_the_answer_and_leaves_the_base_as_it_was(
+    engine: Engine, adapters: list[tuple[Digest, Path]]
+) -> None:
+    request = chat(engine)
+    before = (await collect(engine, request))[:2]
+    for digest, path in adapters:
+        await engine.load_adapter(request.model, digest, path)
+
+    adapted = [(await collect(engine, replace(request, adapter=digest)))[:2] for digest, _ in adapters]
+    again = [(await collect(engine, replace(request, adapter=digest)))[:2] for digest, _ in adapters]
+    after = (await collect(engine, request))[:2]
+
+    assert dict(engine.adapters) == {digest: request.model for digest, _ in adapters}
+    assert len({text for _, text in (before, *adapted)}) == 3
+    assert again == adapted
+    assert after == before
+
+
+async def test_an_adapter_that_is_not_loaded_is_named(
+    engine: Engine, adapters: list[tuple[Digest, Path]]
+) -> None:
+    request = chat(engine)
+    (digest, path), _ = adapters
+
+    with pytest.raises(UnknownAdapter, match=digest.hex()[:8]):
+        await collect(engine, replace(request, adapter=digest))
+    with pytest.raises(UnknownModel, match="07070707"):
+        await engine.load_adapter(Digest(b"\7" * 32), digest, path)
+
+    assert engine.adapters == {}
+    assert engine.status(request.model).slots_free == 1
+
+
+async def test_an_unloaded_adapter_takes_no_more_requests_and_ends_those_it_has(
+    engine: Engine, adapters: list[tuple[Digest, Path]]
+) -> None:
+    """Nobody is dropped: what was accepted ends with the adapter it began with."""
+    request = replace(chat(engine, tokens_max=12), adapter=adapters[0][0])
+    for digest, path in adapters:
+        await engine.load_adapter(request.model, digest, path)
+    expected = (await collect(engine, request))[:2]
+
+    async with aclosing(engine.generate(request)) as generation:
+        frames = []
+        async for frame in generation:
+            frames.append(frame)
+            if isinstance(frame, Tokens):
+                engine.unload_adapter(adapters[0][0])
+
+    ids = [token for frame in frames if isinstance(frame, Tokens) for token in frame.ids]
+    assert ids == expected[0]
+    assert dict(engine.adapters) == {adapters[1][0]: request.model}
+    with pytest.raises(UnknownAdapter):
+        await collect(engine, request)
+    await engine.load_adapter(request.model, *adapters[0])
+    assert (await collect(engine, request))[:2] == expected
+
+
+async def test_an_adapter_is_loaded_beside_a_generation(
+    engine: Engine, adapters: list[tuple[Digest, Path]]
+) -> None:
+    request = chat(engine)
+    expected = (await collect(engine, request))[:2]
+    ids: list[int] = []
+
+    async with aclosing(engine.generate(request)) as generation:
+        async for frame in generation:
+            if isinstance(frame, Tokens):
+                ids += frame.ids
+                await engine.load_adapter(request.model, *adapters[0])
+
+    assert ids == expected[0]
+    assert dict(engine.adapters) == {adapters[0][0]: request.model}
+
+
+async def test_an_interrupted_generation_goes_on_exactly_with_its_adapter(
+    engine: Engine, adapters: list[tuple[Digest, Path]]
+) -> None:
+    request = replace(chat(engine), adapter=adapters[0][0])
+    await engine.load_adapter(request.model, *adapters[0])
+    ids, _, _ = await collect(engine, request)
+    await collect(engine, replace(request, adapter=None))  # leaves another cache for the same prompt
+
+    rest, _, _ = await collect(engine, replace(request, received=tuple(ids[:3])))
+
+    assert ids[:3] + rest == ids
+
+
+async def test_unloading_what_is_not_loaded_changes_nothing(engine: Engine) -> None:
+    engine.unload_adapter(Digest(b"\7" * 32))
+
+    assert engine.adapters == {}

@@ -5,6 +5,7 @@ import hashlib
 import msgpack
 import pytest
 import trio
+from trio.testing import MockClock
 
 from runtime.engine import Digest
 from runtime.examiner import BadAdapter, DomainResult, ExaminerError, Question
@@ -97,8 +98,7 @@ async def test_what_is_missing_here_is_no_fault_of_the_adapter() -> None:
         await ToyExaminer(Shelf().read, holds=lambda _: False).examine(BASE, None, QUESTIONS)
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_exams_take_their_time_one_after_another() -> None:
+async def test_exams_take_their_time_one_after_another(autojump_clock: MockClock) -> None:  # noqa: ARG001
     examiner = ToyExaminer(Shelf().read, seconds_per_question=0.5)
     told: list[tuple[int, int]] = []
 
