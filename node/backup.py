@@ -1,12 +1,14 @@
-"""One encrypted file with everything of a home that cannot be had again: keys, settings and the database.
+"""One encrypted file with everything of a home that cannot be had again: keys, settings, private data and the database.
 
-Models and adapters are not in it: any holder has them, by digest. It may be made while the daemon runs. What is
+Models and blobs are not in it: any holder has them, by digest. Private data is: nobody else has the records, and without
+what is known of them a restored device would forget which of them it has spent privacy on. It may be made while the daemon runs. What is
 written is read back and compared first, and a file or a home that is there already is never overwritten.
 
 A restored home starts like any other; that it does not fork its own log is the protocol's care.
 """
 
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -17,7 +19,9 @@ from pathlib import Path
 import msgspec
 
 from node import database, secret_file
+from node.clock import SystemClock
 from node.config import Config
+from node.data_directory import DataDirectory
 from node.errors import StartError
 from node.home import Home
 from node.keys import is_device_key_sealed, load_device_key
@@ -26,10 +30,11 @@ from node.private_file import sync_directory, write_atomic
 BACKUP_BYTES_MAX = 1024**3  # read into memory; a ledger of a million jobs is well under it
 _VERSION = 1
 _KIND = "backup"
+_DATA_NAME = re.compile(r"data/(salt|[0-9a-f]{64}/(hashes|card\.json|train\.jsonl|held_out\.jsonl))\Z")
 
 
 class _Contents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is inside: the home's files by name."""
+    """What is inside: the home's files by name, those of private data by their path in it."""
 
     version: int
     files: dict[str, bytes]
@@ -43,6 +48,7 @@ def backup(home: Home, destination: Path, passphrase: str) -> None:
     """
     home.check()
     files = {path.name: path.read_bytes() for path in _plain_files(home) if path.exists()}
+    files |= _data_files(home)  # before the database: what is spent on a set is never older than the set
     if home.database.exists():
         files[home.database.name] = _snapshot(home.database)
     packed = zlib.compress(msgspec.msgpack.encode(_Contents(_VERSION, files)))
@@ -79,6 +85,7 @@ def restore(source: Path, home_path: Path, passphrase: str) -> Home:
         ) from error
     try:
         for name, data in contents.files.items():
+            (staging.path / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomic(staging.path / name, data)
         _check(staging)
         staging.path.replace(home_path)
@@ -93,6 +100,19 @@ def restore(source: Path, home_path: Path, passphrase: str) -> Home:
 
 def _plain_files(home: Home) -> tuple[Path, ...]:
     return (home.identity_key, home.human_key, home.recovery, home.config, home.api_keys)
+
+
+def _data_files(home: Home) -> dict[str, bytes]:
+    """Return what is kept of private data; a set that is being added or removed just now is there before or after."""
+    files = {}
+    for path in sorted(
+        home.data.rglob("*"), reverse=True
+    ):  # the card, which says what is there, as the last of a set
+        name = path.relative_to(home.path).as_posix()
+        if _DATA_NAME.match(name):
+            with suppress(FileNotFoundError):
+                files[name] = path.read_bytes()
+    return files
 
 
 def _snapshot(path: Path) -> bytes:
@@ -124,7 +144,8 @@ def _read(source: Path, passphrase: str) -> _Contents:
         raise StartError(f"{what} has version {contents.version}, expected {_VERSION}; update agora-node")
     known = Home(Path())
     names = {path.name for path in (*_plain_files(known), known.database)}
-    if not set(contents.files) <= names or known.identity_key.name not in contents.files:
+    foreign = {name for name in contents.files if name not in names and not _DATA_NAME.match(name)}
+    if foreign or known.identity_key.name not in contents.files:
         raise StartError(f"{what} holds other files than a home's, expected {', '.join(sorted(names))}")
     return contents
 
@@ -135,6 +156,8 @@ def _check(home: Home) -> None:
     if not is_device_key_sealed(home):
         load_device_key(home)
     Config.load(home.config)
+    if home.data.exists():
+        DataDirectory(home.data, SystemClock())
     if home.database.exists():
         database.check_file(home.database)
         for left_by_the_check in ("-shm", "-wal"):

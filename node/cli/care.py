@@ -105,7 +105,7 @@ def backup(
     passphrase_file: PassphraseFile = None,
     home: HomeOption = None,
 ) -> None:
-    """Write one encrypted file with the keys, the settings and the database; the daemon may run.
+    """Write one encrypted file with the keys, the settings, the private data and the database; the daemon may run.
 
     Example: `agora backup /media/stick/agora.backup`
     """
@@ -117,7 +117,7 @@ def backup(
     phrase = passphrase(passphrase_file, prompt="a passphrase for the backup", is_new=True)
     with waiting("writing the backup"):
         write_backup(found, file.expanduser().absolute(), phrase)
-    err.print("wrote", cell(file), "- models are not in it: any holder has them")
+    err.print("wrote", cell(file), "- models and blobs are not in it: any holder has them; private data is")
 
 
 def restore(
