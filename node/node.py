@@ -39,9 +39,11 @@ from node.own_data import OwnData
 from node.own_lines import OwnLines
 from node.patches import Patches
 from node.privacy_book import PrivacyBook
+from node.runs import RunView
 from node.services.advertiser import Advertiser
 from node.services.blob_exchange import BlobExchange
 from node.services.buyer import Buyer
+from node.services.coordinator import TrainOptions
 from node.services.meeting import Meeting
 from node.services.offer import OwnOffer
 from node.services.purchasing import Purchasing
@@ -51,6 +53,7 @@ from node.services.settlement import Settlement
 from node.services.steward import Steward
 from node.services.sync import Sync
 from node.store import Record, Store
+from node.training import Training
 from node.views import (
     AttemptView,
     DataView,
@@ -271,6 +274,19 @@ class Node:
             canary_interval_s=config.canary_interval_s,
             on_change=self.advertiser.refresh,
         )
+        self.training = Training(
+            ports,
+            config,
+            records,
+            wire=self.wire,
+            members_time=self._members_time,
+            logbook=self.logbook,
+            sync=self.sync,
+            settlement=self.settlement,
+            exposure=exposure,
+            exchange=self.blob_exchange,
+            privacy=self.privacy_book,
+        )
         self.buyer = Buyer(
             mesh=ports.mesh,
             wire=self.wire,
@@ -295,6 +311,7 @@ class Node:
             ),
             journal=journal,
             rng=rng,
+            is_of_a_run=self.training.coordinator.is_of_a_run,
         )
         self.overview = Overview(
             version=VERSION,
@@ -332,6 +349,7 @@ class Node:
                 self.meeting,
                 self.advertiser,
                 self.steward,
+                self.training,
             )
             for service in services:
                 await nursery.start(service.run)
@@ -499,6 +517,30 @@ class Node:
         if self._own_data is None:
             raise StartError("this node keeps no private data")
         return self._own_data
+
+    # --- training runs: `training.py` ---------------------------------------------------------------------------------
+    async def train(self, options: TrainOptions) -> RunView:
+        """Announce a training run; it goes on by itself."""
+        return await self.training.train(options)
+
+    async def steer_run(self, run_id: str, verb: str) -> RunView:
+        """Pause, resume or cancel a run that this device coordinates."""
+        coordinator = self.training.coordinator
+        match verb:
+            case "pause":
+                return await coordinator.pause(run_id)
+            case "resume":
+                return await coordinator.resume(run_id)
+            case _:
+                return await coordinator.cancel(run_id)
+
+    def runs(self) -> list[RunView]:
+        """Every run that this device coordinates or takes part in, the newest first."""
+        return self.training.views()
+
+    def training_run(self, run_id: str) -> RunView:
+        """The run of an id, or of a prefix that only one has."""
+        return self.training.view(run_id)
 
     # --- what its users see: `overview.py` --------------------------------------------------------------------------
     def charter(self) -> dict[str, Any]:
