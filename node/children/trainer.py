@@ -19,6 +19,7 @@ import msgspec
 from federation import client, codec, lora
 from federation.flower import Settings
 from federation.lora import State
+from federation.strategy import proximal_mu
 from protocol.errors import AgoraError
 from runtime import sandbox
 from runtime.llama.template import RenderBounds, TemplateError
@@ -101,7 +102,7 @@ class Child:
                 lora.frozen_a(task.recipe, loaded.base.shapes) if task.recipe.is_a_frozen else {},
                 private,
                 replay,
-                Round(task.recipe, task.round, task.noise, task.seed),
+                Round(task.recipe, task.round, task.noise, task.seed, proximal_mu(task.recipe)),
                 on_step,
             )
             seconds = time.perf_counter() - began

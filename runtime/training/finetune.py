@@ -9,7 +9,7 @@ Only for the child; nothing here is imported by the daemon.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
@@ -43,12 +43,14 @@ class Round:
         number: 1, 2, … of the recipe's rounds.
         noise: None: without differential privacy.
         seed: of the draws of records.
+        proximal_mu: how hard the loss pulls back to the state that the round began from; 0: not at all.
     """
 
     recipe: Recipe
     number: int
     noise: NoisePlan | None
     seed: int
+    proximal_mu: float = 0.0
 
 
 def finetune(
@@ -96,6 +98,8 @@ def finetune(
                 # to a noisy sum afterwards, with nothing private in it, costs no privacy (post-processing).
                 if public := draw.replayed():
                     privacy.blend(pack(public, device), share)
+            if task.proximal_mu:
+                hold_near(trained, state, task.proximal_mu)
             optimizer.step()
         on_step(recipe.steps)
         return {name: matrix.detach().cpu().numpy().copy() for name, matrix in trained.items()}
@@ -110,6 +114,16 @@ def learning_rate(recipe: Recipe, number: int, step: int) -> float:
     done = (number - 1 + step / recipe.steps) / recipe.rounds  # 0 to 1
     falling = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))  # 1 to 0
     return recipe.learning_rate_ppm / 1e6 * (RATE_AT_THE_END + (1 - RATE_AT_THE_END) * falling)
+
+
+def hold_near(trained: Mapping[str, nn.Parameter], start: State, mu: float) -> None:
+    """Add the gradient of mu / 2 times the squared distance from the start; no record has a part in it.
+
+    Source: FedProx, Li et al. 2018, arXiv:1812.06127, equation 2.
+    """
+    for name, parameter in trained.items():
+        assert parameter.grad is not None
+        parameter.grad += mu * (parameter.detach() - torch.from_numpy(start[name]).to(parameter.device))
 
 
 # --- the adapter -----------------------------------------------------------------------------------------------------
@@ -308,9 +322,8 @@ class Privacy:
             # One sample a row: Opacus takes a row for a record.
             batch_loss(self._base, pack(samples, self._base.model.device, one_a_row=True)).backward()  # type: ignore[no-untyped-call]
         else:
-            for (
-                parameter
-            ) in self._optimizer.params:  # nothing was drawn: noise alone, or the step would tell it
+            # Nothing was drawn: the step is noise alone. Without it everybody would see that nothing was.
+            for parameter in self._optimizer.params:
                 parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
         self._optimizer.pre_step()
 
