@@ -386,7 +386,7 @@ class Coordinator:
             StartError: no such run is driven here.
         """
         driver = self._find(prefix)
-        driver.file.state = "running"
+        driver.file.state = "running" if driver.file.next else "enlisting"
         await self._tools.book.keep(driver.file)
         driver.tell(driver.announcement.sender, Resume())
         self._tools.journal.write("run_resumed", run=driver.run_id, round=driver.round_under_way)

@@ -90,6 +90,7 @@ class _Member:
     link: CohortLink
     traffic: Traffic = field(default_factory=Traffic)
     scope: trio.CancelScope | None = None  # of the round it is at work on
+    is_paid: bool = False  # its update has come: what is left of the round is paying for it
     epsilon_milli: int = -1
     rounds: int = 0  # that its updates were counted in
 
@@ -151,24 +152,33 @@ class RunDriver:
 
     async def drive(self) -> None:
         """Drive the run until it is over; what is kept of it says how it ended."""
-        async with trio.open_nursery() as nursery, self._inbox:
-            self._nursery = nursery
-            await self._sit_down()
-            actions = self._first
-            while True:
-                for action in actions:
-                    await self._perform(action)
-                if self.machine.is_over:
-                    break
-                deadline = self.machine.deadline
-                wait_s = float("inf") if deadline is None else max(0.0, deadline - self._tools.clock.now())
-                actions = []
-                with trio.move_on_after(wait_s):
-                    sender, news = await self._inbox.receive()
-                    actions = self.machine.handle_message(sender, news, self._tools.clock.now())
-                    continue
-                actions = self.machine.handle_timeout(self._tools.clock.now())
-            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as self._rounds, self._inbox:
+            async with trio.open_nursery() as self._nursery:
+                await self._sit_down()
+                await self._steer()
+                self._nursery.cancel_scope.cancel()
+            for member in self._members.values():
+                if member.scope is not None and not member.is_paid:
+                    member.scope.cancel()
+        # only now, when every update that came is paid
+        async with trio.open_nursery() as nursery:
+            for member in self._members.values():
+                nursery.start_soon(member.link.end)
+
+    async def _steer(self) -> None:
+        actions, clock = self._first, self._tools.clock
+        while True:
+            for action in actions:
+                await self._perform(action)
+            if self.machine.is_over:
+                return
+            deadline = self.machine.deadline
+            wait_s = float("inf") if deadline is None else max(0.0, deadline - clock.now())
+            with trio.move_on_after(wait_s) as waiting:
+                sender, news = await self._inbox.receive()
+                actions = self.machine.handle_message(sender, news, clock.now())
+            if waiting.cancelled_caught:
+                actions = self.machine.handle_timeout(clock.now())
 
     async def _perform(self, action: Action) -> None:
         match action:
@@ -299,7 +309,8 @@ class RunDriver:
             self._round_began_s = self._tools.clock.now()
             self._faults.clear()
             await self._compute(lambda: self._numbers.open_round(number))
-            self.file.state = "running"
+            if self.file.state == "enlisting":
+                self.file.state = "running"
             await self._tools.book.keep_soon(self.file)
             self._tools.journal.write("round_begun", run=self.run_id, round=number)
         wanted = Wanted(
@@ -312,7 +323,7 @@ class RunDriver:
         )
         for peer in peers:
             if (member := self._members.get(peer)) is not None:
-                self._nursery.start_soon(self._ask_member, peer, member, wanted)
+                self._rounds.start_soon(self._ask_member, peer, member, wanted)
 
     async def _begin(self) -> None:
         """The first state: the seed's, or the checkpoint's that this run goes on from."""
@@ -331,11 +342,12 @@ class RunDriver:
             fault = await self._compute(lambda: self._numbers.judge(peer, task, update, payload))
             if not fault:
                 self._steps[peer, wanted.round] = update.message.steps
+                member.is_paid = True
                 member.epsilon_milli = update.message.epsilon_milli
             await self._send.send((peer, Update(update, fault)))
             return fault
 
-        member.traffic.step = 0
+        member.traffic.step, member.is_paid = 0, False
         with trio.CancelScope() as member.scope:
             try:
                 await member.link.ask(wanted, member.traffic, take)
@@ -476,9 +488,6 @@ class RunDriver:
         await self._tools.book.keep_soon(file)
         event = "run_finished" if state == "finished" else "run_aborted"
         self._tools.journal.write(event, run=self.run_id, reason=reason)
-        async with trio.open_nursery() as nursery:
-            for member in self._members.values():
-                nursery.start_soon(member.link.end)
 
 
 class NotAffordable(AgoraError):
