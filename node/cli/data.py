@@ -33,8 +33,8 @@ def data(context: typer.Context, home: HomeOption = None, as_json: JsonOption = 
         out.print("no private data yet; run 'agora data add NAME FILE.jsonl --budget 4'")
         return
     shown = table(
-        "name", "digest", "samples", "held out", "epsilon: budget", "spent", "left", "added",
-        right=("samples", "held out", "epsilon: budget", "spent", "left"), fold=("name",),
+        "name", "digest", "samples", "held out", "epsilon", "spent", "left", "added",
+        right=("samples", "held out", "epsilon", "spent", "left"), fold=("name",),
     )  # fmt: skip
     for each in found:
         shown.add_row(
@@ -46,7 +46,9 @@ def data(context: typer.Context, home: HomeOption = None, as_json: JsonOption = 
             short_clock(each["added_at"]),
         )
     out.print(shown)
-    out.print("the unit is one record: epsilon bounds what all runs together can tell of any single one")
+    out.print(
+        "the unit is one record: epsilon, the budget, bounds what all runs together can tell of any single one"
+    )
 
 
 @group.command()

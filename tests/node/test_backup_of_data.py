@@ -80,10 +80,7 @@ async def test_the_same_records_added_after_a_restore_are_known(
     assert again.data_set.digest in {each.digest for each in DataDirectory(home.data, SystemClock()).known()}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["data/../../evil", "data/salt\n", "data/" + "ab" * 32 + "/evil.py", "/etc/passwd", "data/x/hashes"],
-)
+@pytest.mark.parametrize("name", ["data/../../evil", "data/salt\n", "/etc/passwd"])
 async def test_a_backup_with_a_path_that_leads_elsewhere_restores_nothing(
     saved: tuple[Home, Path], tmp_path: Path, name: str
 ) -> None:
