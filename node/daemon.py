@@ -27,6 +27,7 @@ from node.data_directory import DataDirectory
 from node.device import as_device
 from node.gateway.app import admin_app, gateway_app
 from node.gateway.server import loopback_address, serve_admin, serve_tcp
+from node.gguf_adapters import GgufAdapters
 from node.home import Home
 from node.host import Host, HostSettings
 from node.host.address import parse
@@ -40,7 +41,9 @@ from protocol.identity import Identity
 from runtime.capacity import measure
 from runtime.engine import ChatMessage, Digest, EngineError, Generation, ModelCard
 from runtime.llama.backend import LlamaEngine
+from runtime.llama.examiner import LlamaExaminer
 from runtime.model_store import ModelStore
+from runtime.training.backend import TorchTrainer
 
 EXIT_REFUSED = 1
 WARM_UP_PROMPT = "Say something nice about the place where people meet, trade and decide together."
@@ -149,6 +152,8 @@ async def _open(
         journal,
     )
     clock = SystemClock()
+    trainer = TorchTrainer(models, home.data, home.blobs)
+    examiner = LlamaExaminer(models, home.blobs)
     ports = Ports(
         mesh=host,
         store=store,
@@ -160,6 +165,10 @@ async def _open(
         library=_Library(models, lambda digest: nursery.start_soon(_warm_up, engine, digest, journal)),
         blobs=DirectoryBlobs(home.blobs),
         data=DataDirectory(home.data, clock),
+        trainer=trainer,
+        examiner=examiner,
+        adapters=GgufAdapters(models),
+        compute=trio.to_thread.run_sync,
     )
     node = Node(ports, identity, config, await store.load())
     host.allow_relaying(node.logbook.assembly.is_member)
@@ -168,6 +177,7 @@ async def _open(
     nursery.start_soon(engine.run)  # its child may still be loading a model while the mesh already asks
     if newest := list(models.models)[-1:]:
         nursery.start_soon(_warm_up, engine, newest[0], journal)
+    await nursery.start(examiner.run)
     await nursery.start(node.run)
     await nursery.start(host.run)
     keys = ApiKeys(home.api_keys)

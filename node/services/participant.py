@@ -117,7 +117,10 @@ class Participant:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
 
     # --- an announcement ------------------------------------------------------------------------------------------
     def _validate(self, data: bytes, _delivered_by: PeerId) -> Verdict:
