@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from node.blobs import Blobs
+from node.blobs import BlobNotFound, Blobs
 from node.data_sets import DataSet, DataSets
 from node.enlisted import EnlistedBook, EnlistedRun, Result
 from node.journal import Journal
@@ -105,7 +105,7 @@ class Fitting:
             (task.since, wanted.start_bytes if task.since == wanted.start else BLOB_BYTES_MAX),
         ):
             if digest != NO_HASH:
-                await self._exchange.fetch(Digest(digest), size_max, [known.buyer, *cohort])
+                await self._fetch(Digest(digest), size_max, [known.buyer, *cohort])
         noise = known.noise.plan if known.noise else None
         refused = await self._privacy.reserve(data_set, known.run, task.round, noise, recipe.steps)
         if refused is not None:
@@ -136,6 +136,13 @@ class Fitting:
         )
         await self._keep(known, result, fitted.state)
         return result
+
+    async def _fetch(self, digest: Digest, size_max: int, holders: list[PeerId]) -> None:
+        """Ask the run's own people first; a line's public set may lie with whoever published it, and with none of them."""
+        try:
+            await self._exchange.fetch(digest, size_max, holders)
+        except BlobNotFound:
+            await self._exchange.gather(digest, size_max)
 
     async def _train(self, fit: Fit, under_way: Round) -> Fitted:
         async with aclosing(self.trainer.fit(fit)) as frames:
