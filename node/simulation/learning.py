@@ -17,6 +17,7 @@ from node import records
 from node.data_sets import DataSet
 from node.errors import StartError
 from node.node import Ports
+from node.services.coordinator import TrainOptions
 from node.simulation.devices import PROFILES
 from node.simulation.engine import SimulatedEngine
 from node.simulation.founding import Terms
@@ -24,6 +25,7 @@ from node.simulation.toys import LINE, SHAPE, SKILL, digest_of, measured, public
 from node.simulation.virtual_clock import NOON_MS
 from protocol.envelope import Sealed, seal
 from protocol.errors import RemoteProtocolError
+from protocol.limits import COHORT_MIN_DEFAULT
 from protocol.messages import (
     NO_HASH,
     Approval,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound=Entry)
 
+ROUND_S: Final = 60.0  # a toy takes a tenth of it
 HUMAN: Final = "a human"
 EXPIRES_MS: Final = 7 * 24 * 3_600_000  # of a manifest that a story makes
 
@@ -147,6 +150,32 @@ class Learning:
         found = records.read(records.encode(pairs), Path(name))
         return device.data.insert(name, found, budget_milli).data_set
 
+    async def train(
+        self,
+        name: str = SKILL,
+        *,
+        by: "Daemon",
+        rounds: int = 4,
+        cohort_min: int = COHORT_MIN_DEFAULT,
+        round_s: float = ROUND_S,
+    ) -> bytes:
+        """Have a device announce a run, as `agora train` does; return the run's id. It goes on by itself.
+
+        Args:
+            name: of the data that trains.
+            by: who coordinates.
+            rounds: of the usual number of steps.
+            cohort_min: members, at least.
+            round_s: after which whoever is late is not waited for.
+
+        Raises:
+            StartError: the device cannot coordinate it now.
+        """
+        options = TrainOptions(
+            data=name, line=LINE, rounds=rounds, cohort_min=cohort_min, round_s=round_s, step_micro_max=1_000
+        )
+        return bytes.fromhex((await by.node.train(options)).run_id)
+
     async def propose(
         self,
         by: "Daemon",
@@ -224,10 +253,10 @@ class Learning:
         Raises:
             TimeoutError: none has come within this time.
         """
-        assembly = self._world.founder.node.logbook.assembly
         found: list[bytes] = []
 
         def is_so() -> bool:
+            assembly = self._world.founder.node.logbook.assembly
             views = assembly.ballots(NOON_MS + int(trio.current_time() * 1000))
             found.extend(view.id for view in views if view.manifest.message.run == run)
             return bool(found)

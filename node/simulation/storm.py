@@ -15,6 +15,7 @@ import trio
 
 from node.chat import ChatDelta, ChatError, ChatRequest
 from node.simulation.daemon import Daemon
+from node.simulation.lessons import Lessons
 from node.simulation.link import Link
 from node.simulation.observations import Outcome
 from node.simulation.world import World
@@ -69,6 +70,8 @@ class _Storm:
             (2, self._publish),
             (1, self._admit),
         )
+        if world.learning.is_on:
+            self._faults += Lessons(world, self._rng, self._without_power).occurrences
 
     async def blow(self, seconds: float) -> None:
         """Let one fault follow the other, each mended in its time; then mend all."""
