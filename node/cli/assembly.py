@@ -5,14 +5,16 @@ The human's key is opened here, for one signature, and never reaches the daemon.
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from node.cli.options import HomeOption, JsonOption, YesOption, home_of
 from node.cli.show import cell, err, out, pairs, print_json, short, sizes, table
 from node.errors import StartError
-from node.human_word import WordKind
+
+if TYPE_CHECKING:
+    from node.human_word import WordKind
 
 ProposalArgument = Annotated[
     str,
@@ -141,7 +143,7 @@ def lines(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 
 def _speak(
-    kind: WordKind,
+    kind: "WordKind",
     target: str,
     reason: str,
     passphrase_file: Path | None,
@@ -206,7 +208,7 @@ def _share(score: dict[str, Any]) -> str:
     return f"{score['right']}/{score['total']}"
 
 
-def _question(kind: WordKind, place: dict[str, Any]) -> str:
+def _question(kind: "WordKind", place: dict[str, Any]) -> str:
     name = f"version {place['version']} of {place['line']}"
     match kind:
         case "approval":
