@@ -506,6 +506,13 @@ def _receipts(mesh: Mesh) -> int:
     return len(mesh.client.get("/api/ledger")["receipts"])
 
 
+def empty_round(bench: Bench) -> Iterator[Figure]:
+    """What a round costs that trains nothing, against Flower as it comes."""
+    from node.bench import round_overhead  # noqa: PLC0415 - Flower comes with the `train` extra alone
+
+    return round_overhead.chapter(bench)
+
+
 CHAPTERS: Final[dict[str, Callable[[Bench], Iterator[Figure]]]] = {
     "speed": speed,
     "first-token": first_token,
@@ -518,4 +525,5 @@ CHAPTERS: Final[dict[str, Callable[[Bench], Iterator[Figure]]]] = {
     "money": money,
     "gossip": gossip.chapter,
     "simulation": simulation.chapter,
+    "round": empty_round,
 }

@@ -29,6 +29,7 @@ class Sizes:
     world: tuple[int, float]  # nodes and virtual seconds
     world_sizes: tuple[int, ...]  # nodes, growing
     world_scale_s: float  # virtual
+    overhead_rounds: tuple[tuple[int, int], ...]  # members, and rounds of stock Flower
 
 
 FULL = Sizes(
@@ -52,6 +53,7 @@ FULL = Sizes(
     world=(1_000, 3_600.0),
     world_sizes=(10, 100, 1_000, 10_000),
     world_scale_s=600.0,
+    overhead_rounds=((2, 8), (8, 4)),
 )
 QUICK = Sizes(
     shape=random_gguf.SLOW,
@@ -74,4 +76,5 @@ QUICK = Sizes(
     world=(20, 300.0),
     world_sizes=(5, 10, 20),
     world_scale_s=300.0,
+    overhead_rounds=((2, 2),),
 )
