@@ -68,13 +68,39 @@ class AdminClient:
             raise DaemonError(f"job {job_id[:32]!r} is no id, expected hex digits; 'agora jobs' lists them")
         return await self._object(f"/api/jobs/{job_id}")
 
+    async def runs(self) -> list[dict[str, Any]]:
+        """Return the training runs of this device, the newest first."""
+        return await self._list("/api/runs")
+
+    async def training_run(self, run_id: str) -> dict[str, Any]:
+        """Return the run of an id, or of a prefix that only one run has."""
+        if not (run_id.isascii() and run_id.isalnum()):
+            raise DaemonError(f"run {run_id[:32]!r} is no id, expected hex digits; 'agora runs' lists them")
+        return await self._object(f"/api/runs/{run_id}")
+
+    async def train(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Announce a training run."""
+        return await self._verb("/api/train", options)
+
+    async def steer_run(self, run_id: str, verb: str) -> dict[str, Any]:
+        """Pause, resume or cancel a run of that device."""
+        return await self._verb("/api/runs/steer", {"run_id": run_id, "verb": verb})
+
     async def ledger(self) -> dict[str, Any]:
         """Return the accounts."""
         return await self._object("/api/ledger")
 
     async def charter(self) -> dict[str, Any]:
-        """Return the charter in force."""
+        """Return the charter in force, and what is proposed to follow it."""
         return await self._object("/api/charter")
+
+    async def propose_charter(self, change: Mapping[str, Any]) -> dict[str, Any]:
+        """Propose the next charter; see `node.charters.CharterChange`."""
+        return await self._verb("/api/charter/propose", dict(change))
+
+    async def sign_charter(self, proposal: str) -> dict[str, Any]:
+        """Agree to a proposed charter with that device."""
+        return await self._verb("/api/charter/sign", {"id": proposal})
 
     async def invite(
         self, *, expires_s: float, uses: int, owner: str | None, credit_line_micro: int

@@ -23,6 +23,7 @@ from marketplace.ledger import Ledger
 from marketplace.pricing import Prices
 from node.adapter_maker import AdapterMaker, Compute, at_once
 from node.blobs import Blobs, NoBlobs
+from node.charters import CharterChange, Charters
 from node.chat import ChatEvent, ChatRequest
 from node.clock import Clock, MembersTime
 from node.config import Config
@@ -329,6 +330,7 @@ class Node:
             patch_warnings=self.steward.warnings,
         )
         self._own_lines = OwnLines(self.logbook, self.sync, ports.blobs, journal)
+        self._charters = Charters(self.logbook, self.sync, journal)
         self._human_words = HumanWords(self.logbook, self.sync, journal, self._members_time.utc_ms)
 
     @property
@@ -465,6 +467,14 @@ class Node:
         """Propose the way back from a patch that is in force."""
         return await self.steward.roll_back(patch)
 
+    async def propose_charter(self, change: CharterChange) -> dict[str, Any]:
+        """Propose the next charter; see `Charters.propose`."""
+        return await self._charters.propose(change)
+
+    async def sign_charter(self, prefix: str) -> dict[str, Any]:
+        """Agree to a proposed charter with this device; see `Charters.sign`."""
+        return await self._charters.sign(prefix)
+
     async def revoke(self, peer_id: str, reason: str) -> dict[str, Any]:
         """Bar a device from the mesh; every member hears of it."""
         if not self.logbook.assembly.weight(self.logbook.me):
@@ -544,8 +554,8 @@ class Node:
 
     # --- what its users see: `overview.py` --------------------------------------------------------------------------
     def charter(self) -> dict[str, Any]:
-        """The charter in force, and what it means in practice."""
-        return self.overview.charter()
+        """The charter in force, what it means in practice, and what may follow it."""
+        return self._charters.shown()
 
     def status(self) -> StatusView:
         """This daemon at a glance."""

@@ -5,11 +5,9 @@ show them (`models.py`, `jobs.py`).
 """
 
 from collections.abc import Callable
-from typing import Any, cast
 
 import msgspec
 
-from marketplace.assembly.charter import explain
 from node.clock import Clock
 from node.directory import Directory
 from node.logbook import Logbook
@@ -19,7 +17,7 @@ from node.store import Store
 from node.views import LedgerView, PeerView, ReceiptView, StatusView
 from protocol.identity import PeerId
 from protocol.mesh import Mesh
-from protocol.messages import Charter, Device
+from protocol.messages import Device
 from runtime.engine import Engine
 
 
@@ -57,15 +55,6 @@ class Overview:
         self._owner = owner
         self._patch_warnings = patch_warnings
         self._started_s = clock.now()
-
-    def charter(self) -> dict[str, Any]:
-        """The charter in force, and what it means in practice."""
-        charter = self._logbook.assembly.charter
-        return {
-            **_hex(charter),
-            "mesh_id": self._mesh_id.hex(),
-            "facts": msgspec.to_builtins(explain(charter)),
-        }
 
     def status(self, gateway: str) -> StatusView:
         """This daemon at a glance; `gateway` is where it answers HTTP."""
@@ -163,14 +152,3 @@ class Overview:
     def _credit_line(self) -> int:
         assembly, me = self._logbook.assembly, self._logbook.me
         return assembly.member(me).credit_line_micro if assembly.is_member(me) else 0
-
-
-def _hex(charter: Charter) -> dict[str, Any]:
-    """The charter as a user reads it: keys in hex."""
-    shown = msgspec.to_builtins(charter, builtin_types=(bytes,))
-    shown["roll"] = [{**entry, "key": entry["key"].hex()} for entry in shown["roll"]]
-    shown["approvers"] = [key.hex() for key in shown["approvers"]]
-    shown["recovery"] = [key.hex() for key in shown["recovery"]]
-    shown.pop("prev")
-    shown.pop("index")
-    return cast("dict[str, Any]", shown)

@@ -7,7 +7,20 @@ from typing import Any
 import click
 import typer
 
-from node.cli import assembly, care, chat, data, joining, keys, market, mesh, models, showcase, simulation
+from node.cli import (
+    assembly,
+    care,
+    charter,
+    chat,
+    data,
+    joining,
+    keys,
+    market,
+    mesh,
+    models,
+    showcase,
+    simulation,
+)
 from protocol.errors import AgoraError
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
@@ -59,7 +72,7 @@ _group(data.group, "data", DAILY)
 _group(market.jobs_group, "jobs", MARKET)
 _verb("ledger", market.ledger, MARKET)
 _group(keys.group, "keys", MEMBERS)
-_group(joining.charter_group, "charter", MEMBERS)
+_group(charter.group, "charter", MEMBERS)
 _verb("approve", assembly.approve, MEMBERS)
 _verb("veto", assembly.veto, MEMBERS)
 _verb("revoke", joining.revoke, MEMBERS)

@@ -1,4 +1,4 @@
-"""Who belongs: `init`, `invite`, `join`, `charter`, `revoke`, `leave`."""
+"""Who belongs: `init`, `invite`, `join`, `revoke`, `leave`."""
 
 import getpass
 from dataclasses import asdict
@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from node.cli.options import HomeOption, JsonOption, YesOption, home_of
-from node.cli.show import cell, clock, out, pairs, print_json, table, waiting
-from node.cli.time_text import duration, seconds
+from node.cli.show import cell, clock, out, pairs, print_json, waiting
+from node.cli.time_text import seconds
 from node.errors import StartError
 
 CREDIT_LINE_DEFAULT = 10.0  # credits: 10 million tokens at one micro-credit each
@@ -33,8 +33,6 @@ DevicePassphraseFile = Annotated[
         show_default=False,
     ),
 ]
-
-charter_group = typer.Typer()
 
 
 def init(
@@ -180,7 +178,7 @@ def revoke(
     from node.cli.daemon import ask
 
     known = ask(home, lambda admin: admin.peers())
-    peer_id = _one_peer(peer, [entry["peer_id"] for entry in known])
+    peer_id = one_peer(peer, [entry["peer_id"] for entry in known])
     if not yes:
         typer.confirm(f"bar {peer_id} for ever", abort=True, err=True)
     barred = ask(home, lambda admin: admin.revoke(peer_id, reason))
@@ -206,59 +204,18 @@ def leave(yes: YesOption = False, home: HomeOption = None, as_json: JsonOption =
     out.print("left; coming back takes a new invitation and a new home")
 
 
-@charter_group.callback(invoke_without_command=True)
-def charter(context: typer.Context, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Show who decides on this mesh, and how.
-
-    Example: `agora charter`
-    """
-    if context.invoked_subcommand is None:
-        charter_show(home, as_json)
-
-
-@charter_group.command("show")
-def charter_show(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Show the charter in force: the voters, their weights, the approvers and the thresholds.
-
-    Example: `agora charter show`
-    """
-    from node.cli.daemon import ask
-
-    found = ask(home, lambda admin: admin.charter())
-    if as_json:
-        print_json(found)
-        return
-    facts = found["facts"]
-    out.print(
-        pairs(
-            {
-                "mesh": found["name"],
-                "mesh id": found["mesh_id"],
-                "version": found["version"],
-                "to pass": f"{facts['weight_to_pass']} of {facts['weight_total']} votes ({found['pass_percent']} %)",
-                "blocked by": f"{facts['absent_to_block']} absent of {facts['voters']} voters",
-                "people": f"{len(found['approvers'])} who approve and veto",
-                "recovery": f"{len(found['recovery'])} keys kept offline",
-                "deadlines": f"votes {duration(found['machine_vote_ms'])}, approval "
-                f"{duration(found['human_approval_ms'])}, veto {duration(found['veto_ms'])}",
-            }
-        )
-    )
-    roll = table("voter's key", "owner", "weight", title="Roll", right=("weight",))
-    for entry in found["roll"]:
-        roll.add_row(cell(entry["key"][:16]), cell(entry["owner"]), str(entry["weight"]))
-    out.print(roll)
-    if not facts["is_byzantine_safe"]:
-        out.print("[yellow]not Byzantine-safe[/]: that takes 4 voters of 3 owners or more")
-
-
 def _device_passphrase(file: Path | None) -> str | None:
     from node.cli.secret import passphrase
 
     return None if file is None else passphrase(file, prompt="", is_new=True)
 
 
-def _one_peer(text: str, known: list[str]) -> str:
+def one_peer(text: str, known: list[str]) -> str:
+    """Return the peer id that a user means by it, or by its last characters.
+
+    Raises:
+        StartError: none of the known ones, or several.
+    """
     found = [peer_id for peer_id in known if peer_id == text or (len(text) >= 6 and peer_id.endswith(text))]
     if len(found) == 1:
         return found[0]

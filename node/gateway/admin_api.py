@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import trio
@@ -11,6 +11,8 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
+from federation.strategy import parameters_of
+from node.charters import CharterChange
 from node.gateway.answers import json
 from node.gateway.errors import told
 from node.gateway.guards import Send
@@ -18,6 +20,7 @@ from node.gateway.live import Live, Writer
 from node.gateway.ports import AdminPort
 from node.gateway.schemas import decode
 from node.human_word import WordKind
+from node.services.coordinator import TrainOptions
 from protocol import limits
 from protocol.errors import AgoraError
 from protocol.messages import Detail, Money, Name, Owner, Peer
@@ -86,11 +89,45 @@ class WordSaid(msgspec.Struct, forbid_unknown_fields=True):
     sealed: Annotated[str, Meta(pattern=r"^([0-9a-f]{2})+\Z", max_length=2 * limits.BID_BYTES_MAX)]
 
 
+class CharterSigned(msgspec.Struct, forbid_unknown_fields=True):
+    """The beginning of a proposed charter's id."""
+
+    id: Annotated[str, Meta(pattern=r"^[0-9A-Fa-f]{4,64}\Z")]
+
+
 class PeerRevoked(msgspec.Struct, forbid_unknown_fields=True):
     """A device to bar."""
 
     peer_id: Peer
     reason: Detail = ""
+
+
+class TrainWanted(msgspec.Struct, forbid_unknown_fields=True):
+    """A training run; see `TrainOptions`. What is left out is as usual."""
+
+    data: Name
+    line: Name
+    rounds: Annotated[int, Meta(ge=1, le=limits.ROUNDS_MAX)] | None = None
+    steps: Annotated[int, Meta(ge=0, le=limits.STEPS_PER_ROUND_MAX)] | None = None
+    batch: Annotated[int, Meta(ge=1, le=4_096)] | None = None
+    learning_rate_ppm: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    replay_percent: Annotated[int, Meta(ge=0, le=90)] | None = None
+    rank: Annotated[int, Meta(ge=1, le=limits.RANK_MAX)] | None = None
+    strategy: Name = "default"
+    parameters: dict[Name, float] = {}
+    cohort_min: Annotated[int, Meta(ge=1, le=limits.COHORT_MAX)] = limits.COHORT_MIN_DEFAULT
+    cohort_max: Annotated[int, Meta(ge=1, le=limits.COHORT_MAX)] = 8
+    step_micro_max: Money | None = None
+    round_s: Annotated[float, Meta(gt=0, le=24 * 3600.0)] = limits.ROUND_TIMEOUT_S
+    window_s: Annotated[float, Meta(gt=0, le=300.0)] = limits.ENLIST_WINDOW_S
+    start_from: Annotated[str, Meta(pattern=r"^[0-9a-f]{0,32}$")] = ""
+
+
+class RunSteered(msgspec.Struct, forbid_unknown_fields=True):
+    """A run, by the beginning of its id, and what becomes of it."""
+
+    run_id: Annotated[str, Meta(pattern=r"^[0-9a-f]{1,32}$")]
+    verb: Literal["pause", "resume", "cancel"]
 
 
 def router(node: AdminPort) -> APIRouter:
@@ -122,6 +159,19 @@ def router(node: AdminPort) -> APIRouter:
         """Bind a name to a model of this device."""
         wanted = decode(await request.body(), ModelPublished)
         return json(await node.publish_model(wanted.digest, wanted.name))
+
+    @routes.post("/train")
+    async def train(request: Request) -> Response:
+        """Announce a training run; it goes on by itself."""
+        wanted = decode(await request.body(), TrainWanted)
+        fields = msgspec.structs.asdict(wanted) | {"parameters": parameters_of(wanted.parameters)}
+        return json(await node.train(TrainOptions(**fields)))
+
+    @routes.post("/runs/steer")
+    async def steer(request: Request) -> Response:
+        """Pause, resume or cancel a run that this device coordinates."""
+        wanted = decode(await request.body(), RunSteered)
+        return json(await node.steer_run(wanted.run_id, wanted.verb))
 
     @routes.get("/data")
     async def data() -> Response:
@@ -176,8 +226,19 @@ def router(node: AdminPort) -> APIRouter:
 
     @routes.get("/charter")
     async def charter() -> Response:
-        """Show the charter in force."""
+        """Show the charter in force, and what is proposed to follow it."""
         return json(node.charter())
+
+    @routes.post("/charter/propose")
+    async def propose_charter(request: Request) -> Response:
+        """Propose the next charter."""
+        return json(await node.propose_charter(decode(await request.body(), CharterChange)))
+
+    @routes.post("/charter/sign")
+    async def sign_charter(request: Request) -> Response:
+        """Agree to a proposed charter with this device."""
+        wanted = decode(await request.body(), CharterSigned)
+        return json(await node.sign_charter(wanted.id))
 
     return routes
 

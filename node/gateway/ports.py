@@ -3,9 +3,12 @@
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol
 
+from node.charters import CharterChange
 from node.chat import ChatEvent, ChatRequest
 from node.human_word import WordKind
 from node.journal import Journal
+from node.runs import RunView
+from node.services.coordinator import TrainOptions
 from node.views import AttemptView, DataView, JobView, LedgerView, ModelView, PeerView, StatusView
 
 
@@ -33,6 +36,16 @@ class NodePort(Protocol):
 
     def ledger(self) -> LedgerView:
         """Return the accounts as this node knows them."""
+
+    def runs(self) -> list[RunView]:
+        """Return the training runs that this device coordinates or takes part in, the newest first."""
+
+    def training_run(self, run_id: str) -> RunView:
+        """Return the run of a full id or of a prefix that only one run has.
+
+        Raises:
+            StartError: there is none, or there are several.
+        """
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Yield `ChatStarted`, `ChatDelta`s and `ChatFinished`. Closing the generator cancels the job.
@@ -76,6 +89,12 @@ class AdminPort(NodePort, Protocol):
     async def remove_data(self, digest_prefix: str) -> dict[str, Any]:
         """Delete the records of a private data set."""
 
+    async def train(self, options: TrainOptions) -> RunView:
+        """Announce a training run; it goes on by itself."""
+
+    async def steer_run(self, run_id: str, verb: str) -> RunView:
+        """Pause, resume or cancel a run that this device coordinates."""
+
     def lines(self) -> list[dict[str, Any]]:
         """Return every line of the mesh, with its public sets."""
 
@@ -95,7 +114,13 @@ class AdminPort(NodePort, Protocol):
         """Leave the mesh."""
 
     def charter(self) -> dict[str, Any]:
-        """Return the charter in force."""
+        """Return the charter in force, and what is proposed to follow it."""
+
+    async def propose_charter(self, change: CharterChange) -> dict[str, Any]:
+        """Propose the next charter."""
+
+    async def sign_charter(self, prefix: str) -> dict[str, Any]:
+        """Agree to a proposed charter with this device."""
 
 
 class Key(Protocol):

@@ -35,7 +35,7 @@ class Mesh(FakeNode):
     def charter(self) -> dict[str, object]:
         return {
             "version": 1, "name": "home", "mesh_id": "ab" * 32, "approvers": ["cd" * 32], "recovery": ["ef" * 32],
-            "pass_percent": 67, "machine_vote_ms": 1_800_000, "human_approval_ms": 86_400_000, "veto_ms": 3_600_000,
+            "approvals_min": 1, "proposed": [], "pass_percent": 67, "machine_vote_ms": 1_800_000, "human_approval_ms": 86_400_000, "veto_ms": 3_600_000,
             "roll": [{"key": "01" * 32, "owner": "ann", "weight": 1}],
             "facts": {
                 "voters": 1, "owners": 1, "weight_total": 1, "weight_to_pass": 1, "absent_to_block": 1,

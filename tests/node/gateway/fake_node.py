@@ -7,6 +7,7 @@ from typing import Any
 
 import trio
 
+from node.charters import CharterChange
 from node.chat import (
     ChatDelta,
     ChatError,
@@ -18,6 +19,8 @@ from node.chat import (
 )
 from node.errors import StartError
 from node.journal import Journal
+from node.runs import RunView
+from node.services.coordinator import TrainOptions
 from node.views import AttemptView, JobView, LedgerView, ModelView, PeerView, StatusView
 from protocol.identity import PeerId
 from runtime.engine import FinishReason
@@ -26,6 +29,7 @@ KEY = "sk-agora-test"
 ANN = PeerId("12D3KooW" + "A" * 44)
 BOB = PeerId("12D3KooW" + "B" * 44)
 JOB_ID = "0123456789abcdef0123456789abcdef"
+RUN_ID = "fedcba9876543210fedcba9876543210"
 STARTED = ChatStarted(JOB_ID, 1, BOB, "tiny")
 FINISHED = ChatFinished(JOB_ID, FinishReason.STOP, prompt_tokens=7, completion_tokens=3)
 HELLO = [STARTED, ChatDelta("Hel", 1), ChatDelta("lo ", 1), ChatDelta("“you”", 1), FINISHED]
@@ -109,6 +113,22 @@ class FakeNode:
         finally:
             self.chat_closed.set()
 
+    def runs(self) -> list[RunView]:
+        return [self._run()]
+
+    def training_run(self, run_id: str) -> RunView:
+        if not RUN_ID.startswith(run_id):
+            raise StartError(f"no run {run_id!r}, or several; 'agora runs' lists them")
+        return self._run()
+
+    async def train(self, options: TrainOptions) -> RunView:
+        self.calls.append(("train", options))
+        return self._run()
+
+    async def steer_run(self, run_id: str, verb: str) -> RunView:
+        self.calls.append(("steer_run", run_id, verb))
+        return self._run()
+
     async def quotes(self, model: str, prompt_tokens: int, completion_tokens: int) -> AttemptView:
         if model != "tiny":
             raise UnknownModelName(model, ("tiny",))
@@ -136,6 +156,14 @@ class FakeNode:
             raise StartError(f"{path} ends at byte 1, expected 2")
         return {"digest": "cd" * 32, "name": name}
 
+    async def propose_charter(self, change: CharterChange) -> dict[str, Any]:
+        self.calls.append(("propose_charter", change))
+        return {"id": "ab" * 32, "version": 2, "missing": [BOB], "in_force": False}
+
+    async def sign_charter(self, prefix: str) -> dict[str, Any]:
+        self.calls.append(("sign_charter", prefix))
+        return {"id": "ab" * 32, "version": 2, "missing": [], "in_force": True}
+
     async def publish_model(self, digest_prefix: str, name: str) -> dict[str, Any]:
         self.calls.append(("publish_model", digest_prefix, name))
         return {"name": name}
@@ -149,6 +177,14 @@ class FakeNode:
 
     def charter(self) -> dict[str, Any]:
         return {"version": 1}
+
+    def _run(self) -> RunView:
+        return RunView(
+            run_id=RUN_ID, role="coordinator", coordinator=ANN, state="running", reason="", data="heat", line="tiny",
+            base="cd" * 32, outlook="", strategy="multikrum", is_protected=True, rounds=16, round=1, steps=30, cohort=[],
+            declines=[], history=[], before=[], parent="", checkpoint="", adapter="", manifest="", price_micro=0,
+            progress={}, started_at=1.0, finished_at=None,
+        )  # fmt: skip
 
     def _job(self) -> JobView:
         return JobView(
