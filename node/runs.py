@@ -76,6 +76,7 @@ class RunView(View, frozen=True, kw_only=True):
     data: str
     line: str
     base: str
+    outlook: str  # what to expect of so many records at such budgets; empty: not known yet
     strategy: str  # that made the newest state
     is_protected: bool  # against members that lie
     rounds: int
@@ -124,6 +125,7 @@ class RunFile(msgspec.Struct, kw_only=True):
     announcement: bytes
     state: State = "enlisting"
     reason: str = ""
+    outlook: str = ""
     strategy: str = ""
     is_protected: bool = False
     seats: dict[str, Seat] = msgspec.field(default_factory=dict)

@@ -132,6 +132,7 @@ class Training:
             participant=self.participant,
             enlisted=enlisted,
             adapters=ports.adapters,
+            own_data=ports.data.named if ports.data else lambda _name: (),
             owner_of=self._owner_of,
             step_micro_max=config.pay_step_micro_max,
             rng=ports.rng,

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
+from node.errors import StartError
 from node.event import Event
 from node.gateway.answers import json
 from node.gateway.bounds import JOBS_LISTED_MAX, MODEL_CHARS_MAX, Bounds
@@ -16,6 +17,7 @@ from node.gateway.openapi import json_answer
 from node.gateway.ports import NodePort
 from node.journal import RING_EVENTS, Journal
 from node.journal_file import Filter
+from node.runs import RunView
 from node.views import AttemptView, JobView, LedgerView, ModelView, PeerView, StatusView
 from protocol import limits
 
@@ -59,6 +61,19 @@ def router(node: NodePort, bounds: Bounds) -> APIRouter:
     async def ledger() -> Response:
         """Show the accounts."""
         return json(node.ledger())
+
+    @routes.get("/runs", responses=json_answer(RunView, is_list=True))
+    async def runs() -> Response:
+        """List the training runs of this device, the newest first."""
+        return json(node.runs())
+
+    @routes.get("/runs/{run_id}", responses=json_answer(RunView))
+    async def run(run_id: JobId) -> Response:
+        """Show one run, round by round; a prefix of its id is enough when only one run has it."""
+        try:
+            return json(node.training_run(run_id))
+        except StartError as error:
+            raise HttpError(404, str(error), code="not_found") from None
 
     @routes.get("/quotes", responses=json_answer(AttemptView))
     async def quotes(

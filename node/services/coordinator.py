@@ -21,9 +21,11 @@ from federation.strategy import strategy_of
 from federation.training_run import TrainingRun
 from marketplace.batch import NO_RUN, round_job_id
 from node.adapter_maker import AdapterMaker
+from node.data_sets import DataSet
 from node.enlisted import EnlistedBook
 from node.errors import StartError
 from node.jobs import CLAIM_WINDOW_S
+from node.run_outlook import outlook
 from node.runs import ENDED, MemberView, RunFile, RunView, Seat
 from node.services.participant import Participant
 from node.services.run_driver import RunDriver, RunTools
@@ -101,6 +103,7 @@ class Coordinator:
         participant: Participant,
         enlisted: EnlistedBook,
         adapters: AdapterMaker | None,
+        own_data: Callable[[str], Sequence[DataSet]],
         owner_of: Callable[[PeerId], str],
         step_micro_max: int,
         rng: Random,
@@ -112,6 +115,7 @@ class Coordinator:
         self._participant = participant
         self._enlisted = enlisted
         self._adapters = adapters
+        self._own_data = own_data
         self._owner_of = owner_of
         self._step_micro_max = step_micro_max
         self._rng = rng
@@ -153,6 +157,7 @@ class Coordinator:
         )  # they are asked for again when the run begins; here only whether the base has such tensors
         file = RunFile(
             run=announcement.message.run,
+            outlook=self._outlook(announcement.message),
             announcement=announcement.raw,
             started_at=self._tools.clock.utc_ms() / 1000,
         )
@@ -160,6 +165,11 @@ class Coordinator:
         assert self._nursery is not None, "run() comes first"
         self._nursery.start_soon(self._drive_new, file, announcement)
         return file.run
+
+    def _outlook(self, announced: RunAnnouncement) -> str:
+        """What to expect where others hold data like this device's own; empty: it holds none to go by."""
+        sets = self._own_data(announced.data)
+        return outlook(announced.recipe, [(sets[-1].samples, sets[-1].budget_milli)]) if sets else ""
 
     def _announcement(self, options: TrainOptions) -> Sealed[RunAnnouncement]:
         logbook = self._tools.logbook
@@ -182,7 +192,7 @@ class Coordinator:
             known = ", ".join(sorted(logbook.assembly.lines())) or "none"
             raise StartError(
                 f"model {options.line!r} has no line, so nobody could judge what came of it; there are: {known}. "
-                "A device on the roll publishes one with 'agora line publish'"
+                "A device on the roll publishes one with 'agora model line'"
             )
         parent, start, recipe = self._start(options, line)
         strategy_of(recipe)
@@ -432,6 +442,7 @@ class Coordinator:
             base,
             state=file.state,
             reason=file.reason,
+            outlook=file.outlook,
             strategy=file.strategy or announced.recipe.strategy,
             is_protected=file.is_protected,
             round=file.done,
@@ -477,6 +488,7 @@ class Coordinator:
             data=announced.data,
             line=announced.line,
             base=announced.base.hex(),
+            outlook="",
             strategy=announced.recipe.strategy,
             is_protected=False,
             rounds=announced.recipe.rounds,

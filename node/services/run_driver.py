@@ -37,6 +37,7 @@ from node.blobs import Blobs
 from node.clock import Clock
 from node.journal import Journal
 from node.logbook import Logbook
+from node.run_outlook import outlook
 from node.runs import RoundView, RunBook, RunFile, Seat
 from node.services.cohort_link import CohortLink, Traffic, Wanted
 from node.services.run_patch import Proposal, RunPatch, domain_views
@@ -251,6 +252,12 @@ class RunDriver:
                 continue
             self._seat(peer, enlistment, award)
             self.file.seats[peer] = Seat(enlistment=enlistment.raw, award=award.raw if award else b"")
+        bids = [each.message for each in cohort]
+        self.file.outlook = await self._tools.compute(
+            lambda: outlook(
+                self._announced.recipe, [(bid.samples, max(0, bid.epsilon_milli)) for bid in bids]
+            )
+        )
         await self._tools.book.keep_soon(self.file)
         self._tools.journal.write("run_opened", run=self.run_id, cohort=len(self._members))
         for peer, reason in unpaid:

@@ -18,7 +18,8 @@ from node.errors import StartError
 from node.gateway.app import admin_app
 from node.gateway.server import serve_admin
 from node.home import Home
-from tests.node.gateway.fake_node import ANN, BOB, JOB_ID, STARTED, FakeNode
+from node.services.coordinator import TrainOptions
+from tests.node.gateway.fake_node import ANN, BOB, JOB_ID, RUN_ID, STARTED, FakeNode
 
 NOBODY = 65_534
 
@@ -57,7 +58,40 @@ async def test_every_listing_is_there_without_a_key(admin: AdminClient) -> None:
     assert [each["job_id"] for each in await admin.jobs()] == [JOB_ID]
     assert (await admin.job(JOB_ID[:8]))["job_id"] == JOB_ID
     assert (await admin.ledger())["balance_micro"] == -5
+    assert [each["run_id"] for each in await admin.runs()] == [RUN_ID]
+    assert (await admin.training_run(RUN_ID[:8]))["run_id"] == RUN_ID
     assert await admin.charter() == {"version": 1}
+
+
+async def test_a_run_is_announced_as_it_was_asked_for(admin: AdminClient, node: FakeNode) -> None:
+    """What is left out is the node's to choose; parameters of strategies become millionths."""
+    await admin.train({"data": "heat", "line": "tiny", "rounds": 4, "parameters": {"beta": 0.2}})
+    await admin.steer_run(RUN_ID, "pause")
+
+    assert node.calls == [
+        ("train", TrainOptions(data="heat", line="tiny", rounds=4, parameters=(("beta", 200_000),))),
+        ("steer_run", RUN_ID, "pause"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"data": "heat"}, "line"),
+        ({"data": "two words", "line": "tiny"}, "data"),
+        ({"data": "heat", "line": "tiny", "rounds": 0}, "rounds"),
+        ({"data": "heat", "line": "tiny", "colour": "red"}, "colour"),
+    ],
+    ids=["no_line", "a_bad_name", "no_rounds", "an_unknown_option"],
+)
+async def test_a_run_that_makes_no_sense_is_refused(
+    admin: AdminClient, node: FakeNode, body: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DaemonError, match=message) as refused:
+        await admin.train(body)
+
+    assert refused.value.status == 400
+    assert node.calls == []
 
 
 async def test_each_verb_reaches_the_node_with_its_terms(admin: AdminClient, node: FakeNode) -> None:

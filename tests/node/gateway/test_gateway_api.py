@@ -9,8 +9,9 @@ import trio
 import trio.testing
 
 from node.gateway.bounds import Bounds
+from node.runs import RunView
 from node.views import JobView, LedgerView, ModelView, PeerView, StatusView
-from tests.node.gateway.fake_node import BOB, JOB_ID, FakeNode
+from tests.node.gateway.fake_node import BOB, JOB_ID, RUN_ID, FakeNode
 from tests.node.gateway.raw_http import connect
 
 
@@ -24,6 +25,8 @@ from tests.node.gateway.raw_http import connect
         ("/api/jobs?limit=1", list[JobView]),
         (f"/api/jobs/{JOB_ID}", JobView),
         (f"/api/jobs/{JOB_ID[:6]}", JobView),
+        ("/api/runs", list[RunView]),
+        (f"/api/runs/{RUN_ID[:6]}", RunView),
         ("/api/ledger", LedgerView),
     ],
 )
@@ -39,6 +42,7 @@ async def test_a_listing_is_its_view(client: httpx.AsyncClient, path: str, shape
     ("path", "status", "message"),
     [
         ("/api/jobs/ffff", 404, "no job 'ffff', or several; 'agora jobs' lists them"),
+        ("/api/runs/ffff", 404, "no run 'ffff', or several; 'agora runs' lists them"),
         ("/api/jobs/nothex", 400, "job_id is 'nothex': string should match pattern '^[0-9a-f]{1,32}$'"),
         ("/api/jobs?limit=0", 400, "limit is '0': input should be greater than or equal to 1"),
         ("/api/jobs?limit=x", 400, "limit is 'x': input should be a valid integer, unable to parse string as an integer"),
@@ -141,6 +145,7 @@ async def test_the_description_names_every_route_and_its_shapes(client: httpx.As
     assert set(described["paths"]) == {
         "/healthz", "/v1/models", "/v1/models/{model}", "/v1/chat/completions", "/api/status", "/api/peers", "/api/models",
         "/api/jobs", "/api/jobs/{job_id}", "/api/ledger", "/api/quotes", "/api/events",
+        "/api/runs", "/api/runs/{run_id}",
     }  # fmt: skip
     assert {"ChatBody", "StatusView", "JobView"} <= set(described["components"]["schemas"])
     assert "http://" not in json.dumps(described)
