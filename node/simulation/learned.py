@@ -39,6 +39,13 @@ class Learned:
             case "privacy_reserved":
                 self.spent_milli[node, str(fields["source"])] = int(str(fields["spent_milli"]))
 
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        return (
+            f"{len(self.runs)} runs, {sum(end == 'finished' for end in self.runs.values())} finished, "
+            f"{self.votes} votes, {len(self.patches)} patches"
+        )
+
     @property
     def epsilon_milli_max(self) -> int:
         """The most that was spent on any one data source."""

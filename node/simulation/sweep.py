@@ -26,8 +26,9 @@ import trio
 
 from node.event import Event
 from node.simulation import determinism
-from node.simulation.adversaries import TRADING
+from node.simulation.adversaries import LEARNING, TRADING
 from node.simulation.checkers.checks import Checks, Violation
+from node.simulation.learned import Learned
 from node.simulation.storm import storm
 from node.simulation.world import World
 from protocol.envelope import opened
@@ -37,6 +38,9 @@ CALM_S: Final = 120.0  # within which everybody must find together again
 LOOK_S: Final = 15.0
 DEVICES: Final = (("server", True), ("laptop", True), ("laptop", True), ("laptop", False))
 OTHERS: Final = 2  # besides these and the founder: what chance deals
+LEARNING_SHARE: Final = 0.25  # of all worlds: in these there are voters, and members train and vote
+VOTERS: Final = 3
+BUDGETS_MILLI: Final = (0, 4_000, 8_000)  # epsilon of the voters' data, in thousandths
 HOSTILE_SHARE: Final = 0.25  # of those: so that in four worlds of nine somebody means ill
 
 
@@ -47,6 +51,7 @@ class Voyage:
     Attributes:
         digest: of every event of every node, in order.
         outcomes: how many chats ended in which state.
+        learned: what was trained and voted on; nothing in most worlds.
         checked: how often each law was checked.
         violation: the report of the law that did not hold; "" when all did.
     """
@@ -54,13 +59,15 @@ class Voyage:
     seed: int
     digest: str
     outcomes: Counter[str] = field(default_factory=Counter)
+    learned: Learned = field(default_factory=Learned)
     checked: Counter[str] = field(default_factory=Counter)
     violation: str = ""
 
     def __str__(self) -> str:
         """Show it on one line."""
         chats = ", ".join(f"{number} {state}" for state, number in sorted(self.outcomes.items()))
-        return f"seed {self.seed}: {chats}; {self.checked.total()} checks; trace {self.digest}"
+        learned = f"; {self.learned}" if self.learned.runs or self.learned.votes else ""
+        return f"seed {self.seed}: {chats}{learned}; {self.checked.total()} checks; trace {self.digest}"
 
 
 def sail(seed: int, *, storm_s: float = STORM_S) -> Voyage:
@@ -78,25 +85,41 @@ def sail(seed: int, *, storm_s: float = STORM_S) -> Voyage:
             )
             world.replay_command = f"python -m node.simulation.sweep --first {seed} --seeds 1"
             checks = Checks(world)
+            learned = Learned()
+            world.watch(learned.note)
             async with world.running():
-                for profile, is_seller in DEVICES:
-                    await world.add(1, profile=profile, is_seller=is_seller)
-                rng = world.random("others")
-                for _ in range(OTHERS):
-                    is_hostile = rng.random() < HOSTILE_SHARE
-                    await world.add(1, behaviour=rng.choice(sorted(TRADING)) if is_hostile else "")
+                await _settle(world)
                 await world.open()
                 nursery.start_soon(checks.run, LOOK_S)
                 await storm(world, storm_s)
                 await world.run(CALM_S)
                 await checks.conclude()
                 outcomes = Counter(outcome.state for outcome in world.outcomes)
-        return Voyage(seed, digest.hexdigest(), outcomes, Counter(checks.checked))
+        return Voyage(seed, digest.hexdigest(), outcomes, learned, Counter(checks.checked))
 
     try:
         return determinism.run(main, seed=seed)
     except Violation as violation:
         return Voyage(seed, digest.hexdigest(), violation=str(violation))
+
+
+async def _settle(world: World) -> None:
+    """Let the devices of one world in."""
+    behaviours: tuple[str, ...] = TRADING
+    if world.random("learning").random() < LEARNING_SHARE:
+        behaviours = (*TRADING, *LEARNING)
+        voters = await world.learning.seat(VOTERS)
+        await world.learning.line()
+        for voter, budget_milli in zip(voters, BUDGETS_MILLI, strict=True):
+            world.learning.give_data(voter, budget_milli=budget_milli)
+    for profile, is_seller in DEVICES:
+        await world.add(1, profile=profile, is_seller=is_seller)
+    rng = world.random("others")
+    for _ in range(OTHERS):
+        is_hostile = rng.random() < HOSTILE_SHARE
+        (other,) = await world.add(1, behaviour=rng.choice(sorted(behaviours)) if is_hostile else "")
+        if world.learning.is_on:
+            world.learning.give_data(other)
 
 
 def sweep(seeds: Sequence[int], processes: int) -> Iterator[Voyage]:

@@ -4,6 +4,7 @@ from node.simulation.workload import Workload
 from node.simulation.world import World
 
 VOTERS = 3  # beside the founder
+TRAINERS = 6
 BUDGETS_MILLI = (0, 8_000)  # epsilon, in thousandths: without privacy, and with it
 
 
@@ -12,15 +13,16 @@ async def story(world: World) -> None:
     learning = world.learning
     voters = await learning.seat(VOTERS)
     await learning.line()
-    devices = await world.add(max(5, world.nodes - VOTERS - 1), profile="laptop", is_seller=True)
-    trainers = devices[:6]
-    for number, device in enumerate(trainers):
-        learning.give_data(device, budget_milli=BUDGETS_MILLI[number % len(BUDGETS_MILLI)])
+    trainers = []
+    for number in range(TRAINERS):  # of an owner each: devices of one do not hide each other's data
+        trainers += await world.add(1, profile="laptop", owner=f"trainer-{number + 1}", is_seller=True)
+        learning.give_data(trainers[-1], budget_milli=BUDGETS_MILLI[number % len(BUDGETS_MILLI)])
+    await world.add(max(0, world.nodes - VOTERS - TRAINERS - 1))
     world.ask_everywhere(Workload(), chats_per_node_hour=20)
     await world.run(20)
 
-    run = await learning.train(by=voters[0], rounds=4)
-    await world.run(20)  # the bids are in, and the first round is under way
+    run = await learning.train(by=voters[0], rounds=8)
+    await world.run(15)  # the bids are in, and the first rounds are under way
     await world.kill(voters[0], trainers[0])
     await world.run(10)
     await world.restart(voters[0], trainers[0])
