@@ -19,6 +19,7 @@ from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
+from marketplace.assembly import docket
 from marketplace.assembly.ballot import BallotView
 from marketplace.assembly.charter import check_charter, check_founding, open_entry
 from marketplace.assembly.evidence import Contradiction, contradiction
@@ -431,11 +432,11 @@ class Assembly:
 
     def ballots(self, now_ms: int) -> list[BallotView]:
         """Return every ballot, the oldest first."""
-        return self._lines.ballots(now_ms)
+        return docket.ballots(self._lines, now_ms)
 
     def ballot(self, manifest: bytes, now_ms: int) -> BallotView | None:
         """Return the ballot of a manifest; None when that is not known."""
-        return self._lines.ballot(manifest, now_ms)
+        return docket.ballot(self._lines, manifest, now_ms)
 
     def ratified(self, line: str, now_ms: int) -> Sealed[Manifest] | None:
         """Return the manifest in force; its adapter may be `NO_HASH`. None: the line is its bare base."""
@@ -447,7 +448,7 @@ class Assembly:
 
     def may_load(self, adapter: bytes, now_ms: int) -> str:
         """Return why an adapter may not be loaded; empty: it may."""
-        return self._lines.may_load(adapter, now_ms)
+        return docket.may_load(self._lines, adapter, now_ms)
 
     def adapter_of(self, line: str, named: int | str | None, now_ms: int) -> Sealed[Manifest] | None:
         """Return the manifest of the adapter that a version, the first digits of a digest or, if None, a line means."""
@@ -462,12 +463,12 @@ class Assembly:
         return self._lines.said_yes(voter, line, version)
 
     def check_proposal(self, proposal: Manifest, now_ms: int) -> None:
-        """Raise, by its name, what speaks against a manifest before anybody has evaluated it; see `Lines`."""
-        self._lines.check_proposal(proposal, now_ms)
+        """Raise, by its name, what speaks against a manifest before anybody has evaluated it; see `docket.py`."""
+        docket.check_proposal(self._lines, proposal, now_ms)
 
     def check_word(self, word: Vote | Approval | Veto | Withdrawal, at_ms: int) -> None:
-        """Raise, by its name, why a word signed now would change nothing; see `Lines`."""
-        self._lines.check_word(word, at_ms)
+        """Raise, by its name, why a word signed now would change nothing; see `docket.py`."""
+        docket.check_word(self._lines, word, at_ms)
 
     # --- the logs -----------------------------------------------------------------------------------------------
     def head(self, author: PeerId) -> Head | None:

@@ -7,23 +7,14 @@ brings back. Nothing here depends on the order in which entries came.
 """
 
 import copy
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from marketplace.assembly.ballot import BallotState, BallotView, Tally, Words, tally
+from marketplace.assembly.ballot import Tally, Words, tally
 from marketplace.assembly.charter import passes
 from marketplace.assembly.succession import Reign, reign_at
 from protocol import limits
 from protocol.envelope import Sealed, narrow
-from protocol.errors import (
-    BallotClosed,
-    ExpiredManifest,
-    ForeignBase,
-    NotAuthorised,
-    StaleVersion,
-    UnknownManifest,
-    VetoTooLate,
-)
 from protocol.identity import PeerId
 from protocol.messages import (
     NO_HASH,
@@ -41,7 +32,7 @@ _NOTHING = Words()
 
 
 @dataclass(frozen=True)
-class _Standing:
+class Standing:
     """The ratified manifests of a line that stand, the lowest version first, as they are between two hours."""
 
     stand: tuple[Tally, ...]
@@ -58,6 +49,9 @@ class _Standing:
         return self.stand[-1].manifest.message.version if self.stand else 0
 
 
+_NONE_STANDS = Standing((), 0, None)
+
+
 class Lines:
     """The lines, their manifests, and what was said on each.
 
@@ -72,12 +66,15 @@ class Lines:
         self._lines: dict[str, tuple[_Age, Sealed[Line]]] = {}
         self._manifests: dict[bytes, Sealed[Manifest]] = {}
         self._of_line: dict[str, tuple[bytes, ...]] = {}
+        self._of_adapter: dict[bytes, tuple[bytes, ...]] = {}
         self._words: dict[bytes, Words] = {}
         self._yes: dict[tuple[str, int], dict[PeerId, bytes]] = {}
         self._withdrawn: frozenset[bytes] = frozenset()
-        self._tallies: dict[bytes, Tally] = {}
-        self._standings: dict[str, _Standing] = {}
-        self._successions: dict[str, tuple[_Standing, tuple[Sealed[Manifest], ...]]] = {}
+        self._tallies: dict[
+            str, dict[bytes, Tally]
+        ] = {}  # by line: what is said on one manifest touches its rivals
+        self._standings: dict[str, Standing] = {}
+        self._successions: dict[str, tuple[Standing, tuple[Sealed[Manifest], ...]]] = {}
 
     def bar(self, peer_id: PeerId) -> None:
         """A key was revoked: what it has proposed and nobody has ratified is not voted on."""
@@ -92,9 +89,10 @@ class Lines:
             _lines=dict(self._lines),
             _manifests=dict(self._manifests),
             _of_line=dict(self._of_line),
+            _of_adapter=dict(self._of_adapter),
             _words={manifest: words.fork() for manifest, words in self._words.items()},
             _yes={place: dict(said) for place, said in self._yes.items()},
-            _tallies=dict(self._tallies),
+            _tallies={line: dict(tallies) for line, tallies in self._tallies.items()},
             _standings=dict(self._standings),
             _successions=dict(self._successions),
         )
@@ -109,10 +107,7 @@ class Lines:
                 self._fold_line(entry)
             case Manifest():
                 if (manifest := narrow(entry, Manifest)) is not None:
-                    self._manifests[entry.id] = manifest
-                    known = self._of_line.get(message.line, ())
-                    self._of_line[message.line] = tuple(sorted({*known, entry.id}))
-                    self._forget(message.line)
+                    self._fold_manifest(manifest)
             case Vote():
                 if (vote := narrow(entry, Vote)) is not None:
                     self._said_on(message.manifest).votes.append(vote)
@@ -127,7 +122,7 @@ class Lines:
                 if (veto := narrow(entry, Veto)) is not None:
                     self._said_on(message.manifest).vetoes.append(veto)
                 self._forget_ballot(message.manifest)
-            case Withdrawal():
+            case Withdrawal() if entry.sender in reign_at(self._reigns, entry.time_ms).approvers:
                 self._withdrawn |= {message.adapter}
                 self._successions.clear()
 
@@ -141,6 +136,13 @@ class Lines:
             self._lines[line.message.name] = (age, line)
             self._successions.pop(line.message.name, None)
 
+    def _fold_manifest(self, manifest: Sealed[Manifest]) -> None:
+        message = manifest.message
+        self._manifests[manifest.id] = manifest
+        self._of_line[message.line] = (*self._of_line.get(message.line, ()), manifest.id)
+        self._of_adapter[message.adapter] = (*self._of_adapter.get(message.adapter, ()), manifest.id)
+        self._forget(message.line)
+
     def _said_on(self, manifest: bytes) -> Words:
         return self._words.setdefault(manifest, Words())
 
@@ -150,8 +152,7 @@ class Lines:
 
     def _forget(self, line: str) -> None:
         self._standings.pop(line, None)
-        for manifest in self._of_line.get(line, ()):
-            self._tallies.pop(manifest, None)
+        self._tallies.pop(line, None)
 
     # --- lines and what is in force -----------------------------------------------------------------------------------
     def line(self, name: str) -> Line | None:
@@ -175,44 +176,24 @@ class Lines:
         if line not in self._of_line:
             return ()
         known = self._successions.get(line)
-        standing = self._standing(line, now_ms)
+        standing = self.standing(line, now_ms)
         if known is None or known[0] is not standing:
             known = (standing, tuple(self._succession(standing)))
             self._successions[line] = known
         return known[1]
 
-    def _succession(self, standing: _Standing) -> Iterator[Sealed[Manifest]]:
+    def _succession(self, standing: Standing) -> Iterator[Sealed[Manifest]]:
         ceiling = standing.high_water
         for known in reversed(standing.stand):
             message = known.manifest.message
             if message.version > ceiling or known.vetoed_by:
                 continue
-            if not self._why_barred(known):
+            if not self.why_barred(known):
                 yield known.manifest
             if _is_rollback(message):
                 ceiling = message.rolls_back_to
             if message.adapter == NO_HASH:
                 return
-
-    def may_load(self, adapter: bytes, now_ms: int) -> str:
-        """Return why an adapter may not be loaded; empty: a manifest that proposes it stands ratified.
-
-        Args:
-            adapter: its digest.
-            now_ms: Unix time in milliseconds.
-        """
-        reason = "no manifest proposes it"
-        if adapter in self._withdrawn:
-            return "its adapter was withdrawn by a human"
-        for manifest in self._manifests.values():
-            if manifest.message.adapter == adapter != NO_HASH:
-                view = self._view(self._tally(manifest), now_ms)
-                if view.state is BallotState.RATIFIED:
-                    return ""
-                reason = (
-                    f"version {manifest.message.version} of {manifest.message.line} is {view.state.value}"
-                )
-        return reason
 
     def adapter_of(self, line: str, named: int | str | None, now_ms: int) -> Sealed[Manifest] | None:
         """Return the manifest whose adapter a user means; None: there is none that may be loaded.
@@ -224,29 +205,37 @@ class Lines:
         """
         if named is None:
             return self.ratified(line, now_ms)
-        if line not in self._of_line:
-            return None
         found = [
             known.manifest
-            for known in self._standing(line, now_ms).stand
+            for known in self.standing(line, now_ms).stand
             if not known.vetoed_by
-            and not self._why_barred(known)
+            and not self.why_barred(known)
             and known.manifest.message.adapter != NO_HASH
             and _is_named(known.manifest.message, named)
         ]
         digests = {manifest.message.adapter for manifest in found}
         return found[-1] if len(digests) == 1 else None
 
-    # --- ballots ------------------------------------------------------------------------------------------------
-    def ballots(self, now_ms: int) -> list[BallotView]:
-        """Return every ballot, the oldest first."""
-        manifests = sorted(self._manifests.values(), key=lambda known: (known.time_ms, known.id))
-        return [self._view(self._tally(manifest), now_ms) for manifest in manifests]
+    # --- manifests ----------------------------------------------------------------------------------------------
+    def manifests(self) -> list[Sealed[Manifest]]:
+        """Return every manifest, the oldest first."""
+        return sorted(self._manifests.values(), key=lambda known: (known.time_ms, known.id))
 
-    def ballot(self, manifest: bytes, now_ms: int) -> BallotView | None:
-        """Return the ballot of a manifest; None when that is not known."""
-        known = self._manifests.get(manifest)
-        return None if known is None else self._view(self._tally(known), now_ms)
+    def manifest(self, manifest: bytes) -> Sealed[Manifest] | None:
+        """Return the manifest of an id."""
+        return self._manifests.get(manifest)
+
+    def of_adapter(self, adapter: bytes) -> Sequence[Sealed[Manifest]]:
+        """Return the manifests that propose an adapter."""
+        return [self._manifests[manifest] for manifest in self._of_adapter.get(adapter, ())]
+
+    def is_withdrawn(self, adapter: bytes) -> bool:
+        """Whether a human has barred an adapter for ever."""
+        return adapter in self._withdrawn
+
+    def is_barred(self, author: PeerId) -> bool:
+        """Whether a key was revoked or convicted."""
+        return author in self._barred
 
     def next_version(self, line: str, now_ms: int) -> int:
         """Return the version that a new proposal should bear.
@@ -255,7 +244,7 @@ class Lines:
         that a voter has, and a ballot that failed has used them up.
         """
         reign = self._reigns[-1]
-        high = self._high_water(line, now_ms)
+        high = self.standing(line, now_ms).high_water
         for version in range(high + 1, high + limits.VERSIONS_SKIPPED_MAX):
             spent = self._yes.get((line, version), {})
             weight = sum(entry.weight for voter, entry in reign.roll.items() if voter not in spent)
@@ -267,79 +256,13 @@ class Lines:
         """Return the id of the manifest that a voter gave its one yes for a version to."""
         return self._yes.get((line, version), {}).get(voter)
 
-    def check_proposal(self, proposal: Manifest, now_ms: int) -> None:
-        """Check a manifest that is about to be written, or voted on.
-
-        Raises:
-            NotAuthorised: there is no such line, or it brings back a version that had another adapter.
-            ForeignBase: it adapts another base model than the line's.
-            ExpiredManifest: its time is over.
-            StaleVersion: its version is not above what was ratified, or too far above.
-        """
-        line = self.line(proposal.line)
-        if line is None:
-            raise NotAuthorised(f"there is no line {proposal.line!r}; publish one first")
-        if proposal.base != line.base:
-            raise ForeignBase(
-                f"manifest is for base {proposal.base.hex()[:8]}, expected {line.base.hex()[:8]} of line {proposal.line}"
-            )
-        if proposal.expires_at <= now_ms:
-            raise ExpiredManifest(f"manifest expired {(now_ms - proposal.expires_at) // 1000} s ago")
-        high = self._high_water(proposal.line, now_ms)
-        if not high < proposal.version <= high + limits.VERSIONS_SKIPPED_MAX:
-            raise StaleVersion(
-                f"manifest has version {proposal.version}, expected {high + 1} to {high + limits.VERSIONS_SKIPPED_MAX}"
-            )
-        if proposal.rolls_back_to:
-            former = {
-                known.manifest.message.version: known.manifest.message.adapter
-                for known in self._standing(proposal.line, now_ms).stand
-            }
-            if former.get(proposal.rolls_back_to) != proposal.adapter:
-                raise NotAuthorised(f"version {proposal.rolls_back_to} was not ratified with that adapter")
-
-    def check_word(self, word: Vote | Approval | Veto | Withdrawal, at_ms: int) -> None:
-        """Check a word that is about to be signed, at its signed time: whether it still changes anything.
-
-        Raises:
-            UnknownManifest: on a proposal or an adapter that is not known here.
-            ForeignBase: on one that adapts another base than its line's.
-            ExpiredManifest: on one whose time is over.
-            VetoTooLate: after the veto window.
-            BallotClosed: on one that has been decided.
-        """
-        if isinstance(word, Withdrawal):
-            if all(manifest.message.adapter != word.adapter for manifest in self._manifests.values()):
-                raise UnknownManifest(f"no manifest proposes adapter {word.adapter.hex()[:8]}")
-            return
-        view = self.ballot(word.manifest, at_ms)
-        if view is None:
-            raise UnknownManifest(f"manifest {word.manifest.hex()[:8]} is not known here")
-        proposal, state = view.manifest.message, view.state
-        name = f"version {proposal.version} of {proposal.line}"
-        if isinstance(word, Vote) and (word.line, word.version) != (proposal.line, proposal.version):
-            raise UnknownManifest(f"vote names version {word.version} of {word.line}, its manifest is {name}")
-        if isinstance(word, Veto) and at_ms > view.veto_until_ms:
-            raise VetoTooLate(
-                f"veto window of {name} ended {(at_ms - view.veto_until_ms) // 1000} s ago; withdraw its adapter"
-            )
-        may_be = {BallotState.VOTING, BallotState.CERTIFIED}
-        if isinstance(word, Veto):
-            may_be.add(BallotState.RATIFIED)
-        if state in may_be:
-            return
-        if state is BallotState.EXPIRED:
-            raise ExpiredManifest(f"{name} has expired: {view.still_needed}")
-        line = self.line(proposal.line)
-        if state is BallotState.REJECTED and line is not None and line.base != proposal.base:
-            raise ForeignBase(f"{name} is for base {proposal.base.hex()[:8]}, expected {line.base.hex()[:8]}")
-        raise BallotClosed(f"{name} is {state.value} already")
-
     # --- what follows -------------------------------------------------------------------------------------------
-    def _tally(self, manifest: Sealed[Manifest]) -> Tally:
-        known = self._tallies.get(manifest.id)
+    def tally(self, manifest: Sealed[Manifest]) -> Tally:
+        """Return what was said on a manifest and what it comes to."""
+        message = manifest.message
+        tallies = self._tallies.setdefault(message.line, {})
+        known = tallies.get(manifest.id)
         if known is None:
-            message = manifest.message
             given = self._yes.get((message.line, message.version), {})
             elsewhere = {voter for voter, other in given.items() if other != manifest.id}
             known = tally(
@@ -348,23 +271,23 @@ class Lines:
                 reign_at(self._reigns, manifest.time_ms),
                 self._barred | elsewhere,
             )
-            self._tallies[manifest.id] = known
+            tallies[manifest.id] = known
         return known
 
-    def _high_water(self, line: str, now_ms: int) -> int:
-        return self._standing(line, now_ms).high_water if line in self._of_line else 0
-
-    def _standing(self, line: str, now_ms: int) -> _Standing:
+    def standing(self, line: str, now_ms: int) -> Standing:
+        """Return the ratified manifests of a line that stand at this hour."""
+        if line not in self._of_line:
+            return _NONE_STANDS
         known = self._standings.get(line)
         if known is None or not known.holds(now_ms):
-            tallies = [self._tally(self._manifests[manifest]) for manifest in self._of_line[line]]
+            tallies = [self.tally(self._manifests[manifest]) for manifest in self._of_line[line]]
             waits = [each.effective_ms for each in tallies if each.ratified_ms and each.effective_ms > now_ms]
             ratified = [each for each in tallies if each.is_ratified(now_ms)]
-            known = _Standing(tuple(_standing(ratified)), now_ms, min(waits, default=None))
+            known = Standing(tuple(_standing(ratified)), now_ms, min(waits, default=None))
             self._standings[line] = known
         return known
 
-    def _why_barred(self, known: Tally) -> str:
+    def why_barred(self, known: Tally) -> str:
         """Return why a manifest does not count however it is voted on; empty: nothing stands against it."""
         message = known.manifest.message
         line = self.line(message.line)
@@ -375,44 +298,6 @@ class Lines:
         if line.base != message.base:
             return f"made for base {message.base.hex()[:8]}, its line has {line.base.hex()[:8]}"
         return ""
-
-    def _view(self, known: Tally, now_ms: int) -> BallotView:
-        message = known.manifest.message
-        standing = self._standing(message.line, now_ms)
-        state, why = known.state(now_ms), ""
-        if message.adapter in self._withdrawn:
-            state, why = BallotState.WITHDRAWN, self._why_barred(known)
-        elif state is BallotState.VETOED:
-            why = f"vetoed by {', '.join(known.vetoed_by)}"
-        elif barred := self._why_barred(known):
-            state, why = BallotState.REJECTED, barred
-        elif known.manifest.sender in self._barred and state is not BallotState.RATIFIED:
-            state, why = BallotState.REJECTED, "its author was barred"
-        elif all(each.manifest.id != known.manifest.id for each in standing.stand):
-            if message.version <= standing.high_water:
-                state, why = BallotState.SUPERSEDED, f"version {standing.high_water} was ratified"
-            elif state is BallotState.RATIFIED or (
-                message.version > standing.high_water + limits.VERSIONS_SKIPPED_MAX
-            ):
-                state, why = BallotState.REJECTED, "its version leaps too far ahead"
-        head = self.ratified(message.line, now_ms)
-        return BallotView(
-            id=known.manifest.id,
-            manifest=known.manifest,
-            state=state,
-            yes_weight=known.yes_weight,
-            no_weight=known.no_weight,
-            roll_weight=known.roll_weight,
-            weight_to_pass=known.weight_to_pass,
-            votes=known.votes,
-            missing=known.missing,
-            approved_by=known.approved_by,
-            vetoed_by=known.vetoed_by,
-            veto_until_ms=known.veto_until_ms,
-            expires_ms=_expires_ms(known, state),
-            still_needed=why or _still_needed(known, state),
-            is_in_force=head is not None and head.id == known.manifest.id,
-        )
 
 
 def _standing(ratified: Iterable[Tally]) -> Iterator[Tally]:
@@ -436,32 +321,3 @@ def _is_named(message: Manifest, named: int | str) -> bool:
     if isinstance(named, int):
         return message.version == named
     return len(named) >= 8 and message.adapter.hex().startswith(named.lower())
-
-
-def _expires_ms(known: Tally, state: BallotState) -> int:
-    """Return when what is lacking must have been signed."""
-    if state is BallotState.VOTING:
-        return known.vote_until_ms
-    if state is BallotState.CERTIFIED:
-        return known.effective_ms or known.approve_until_ms
-    return known.manifest.message.expires_at
-
-
-def _still_needed(known: Tally, state: BallotState) -> str:
-    match state:
-        case BallotState.VOTING:
-            lacking = known.weight_to_pass - known.yes_weight
-            return f"yes of weight {lacking} more, of {known.roll_weight} on the roll"
-        case BallotState.CERTIFIED if known.ratified_ms is not None:
-            return "the end of the veto window"
-        case BallotState.CERTIFIED:
-            lacking = max(1, known.approvals_needed) - len(known.approved_by)
-            return "approval of a human" if lacking == 1 else f"approval of {lacking} more humans"
-        case BallotState.REJECTED:
-            return "cannot pass any more"
-        case BallotState.EXPIRED if known.certified_ms is None:
-            return "too few voters said yes in time"
-        case BallotState.EXPIRED:
-            return "no human approved in time"
-        case _:
-            return ""
