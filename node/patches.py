@@ -46,14 +46,17 @@ class Patches:
                 self._high_water[record.key.decode()] = int(record.body)
 
     # --- what this device does not follow -------------------------------------------------------------------------
-    async def hold_back(self, manifest: bytes, why: str) -> None:
-        """Follow this patch no more, here; at once, and after a restart if the disk takes it.
+    def hold_back(self, manifest: bytes, why: str) -> None:
+        """Follow this patch no more, here."""
+        self._held_back[manifest] = why
+
+    async def remember_held_back(self, manifest: bytes) -> None:
+        """Keep it so after a restart.
 
         Raises:
-            StoreFull: the disk is; it holds until a restart.
+            StoreFull: the disk is; it is found out again then.
         """
-        self._held_back[manifest] = why
-        await self._store.append([Record(HELD_BACK, manifest, why.encode())])
+        await self._store.append([Record(HELD_BACK, manifest, self._held_back[manifest].encode())])
 
     async def raise_high_water(self, line: str, version: int) -> None:
         """Remember that a version is about to be taken up.

@@ -4,7 +4,6 @@ The same few questions of the line's public set are asked again. Where this devi
 was told, it stops serving the patch, follows the version before, says so, and proposes the way back to everybody.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from node.logbook import Logbook
 from node.patches import Patches
 from node.rollback import Rollbacks
 from node.services.patch_loader import PatchLoader
-from node.store import StoreFailed
+from node.store import StoreClosed, StoreFailed
 from protocol.envelope import Sealed, narrow
 from protocol.errors import AgoraError
 from protocol.messages import NO_HASH, Manifest, Score, Vote
@@ -46,9 +45,8 @@ class CanaryWatch:
         journal: Journal,
         rng: Random,
         interval_s: float,
-        on_hold: Callable[[], None] = lambda: None,
     ) -> None:
-        """`interval_s` lies between two rounds of canaries; `on_hold` is told of each patch held back."""
+        """`interval_s` lies between two rounds of canaries."""
         self._examinations = examinations
         self._loader = loader
         self._patches = patches
@@ -58,7 +56,6 @@ class CanaryWatch:
         self._journal = journal
         self._rng = rng
         self._interval_s = interval_s
-        self._on_hold = on_hold
         self._asked: dict[bytes, float] = {}  # when each head was watched last
 
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
@@ -108,10 +105,10 @@ class CanaryWatch:
     async def _hold_back(self, head: Sealed[Manifest], why: str) -> None:
         fields = {"manifest": head.id, "line": head.message.line, "version": head.message.version}
         self._journal.write("canaries_fell", **fields, reason=why)
-        with suppress(StoreFailed):  # then it is found out again after the next start
-            await self._patches.hold_back(head.id, why)
+        self._patches.hold_back(head.id, why)
         self._loader.unload(head.message.adapter, f"canaries fell: {why}")
-        self._on_hold()
+        with suppress(StoreFailed, StoreClosed):
+            await self._patches.remember_held_back(head.id)
         await trio.sleep(self._rng.uniform(0, PROPOSAL_DELAY_S_MAX))
         try:
             await self._rollbacks.propose(head, f"canaries fell: {why}")
