@@ -25,7 +25,7 @@ BLOB_BYTES_MAX = 64 * MIB  # adapters and updates
 BILATERAL_LOG_BYTES_MAX = 256 * MIB
 
 MANIFEST_BYTES_MAX = 16 * KIB  # provenance of 64 members and the scores of 64 domains, before and after
-VOTE_BYTES_MAX = 4 * KIB  # the scores of 32 domains
+VOTE_BYTES_MAX = 6 * KIB  # the scores of 32 domains with long names, and a reason
 
 # --- decoding ----------------------------------------------------------------------------------------------------
 DEPTH_MAX = 16  # nested containers in one message: deeper is an attack on the stack

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from assembly_town import ANN, BOB, CAT, DAN, GEMMA, HOUR, HUMAN, LLAMA, NOON, Town
+from assembly_town import ANN, BOB, CAT, DAN, GEMMA, HOUR, HUMAN, LLAMA, NOON, Town, person
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +14,7 @@ from marketplace.assembly.ballot import BallotState
 from protocol import limits
 from protocol.envelope import Sealed
 from protocol.errors import AgoraError, NotAuthorised, StaleVersion
-from protocol.messages import NO_HASH, Entry, RollEntry
+from protocol.messages import NO_HASH, Contribution, Entry, LoraShape, RollEntry, Score
 
 A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
 LATER = NOON + HOUR
@@ -398,3 +398,29 @@ def test_an_empty_assembly_is_forked_and_asked_in_no_time() -> None:
 
     assert fork_s < 0.001
     assert ask_s < 0.001
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------------
+def test_the_largest_honest_manifest_and_vote_fit_their_kinds() -> None:
+    """All domains, the whole cohort, names and reasons of full length: else an honest voter could not speak."""
+    big, names = 2**32, [f"{number:064}" for number in range(limits.DOMAINS_MAX)]
+    most = limits.EVALUATION_SAMPLES_MAX
+    scores = tuple(Score(domain=name, right=most, total=most, loss_milli=big) for name in names)
+    cohort = tuple(
+        Contribution(peer=person(name).peer_id, samples=big, rounds=limits.ROUNDS_MAX, epsilon_milli=big)
+        for name in names[: limits.COHORT_MAX]
+    )
+    reason = "🜂" * limits.DETAIL_CHARS_MAX
+    town = begun()
+
+    manifest = town.propose(
+        before=scores,
+        after=scores,
+        cohort=cohort,
+        reason=reason,
+        shape=LoraShape(rank=limits.RANK_MAX, alpha=8 * limits.RANK_MAX, targets=tuple(names[:16])),
+    )
+    vote = town.vote(manifest, ANN, scores=scores, reason=reason)
+
+    evidence = town.evidence(vote, manifest, by=ANN)
+    assert len(evidence.raw) <= limits.GOSSIP_BYTES_MAX
