@@ -129,6 +129,19 @@ class Stage:
         )
         self.console.print(shown)
 
+    def scores(self, scores: Sequence[Mapping[str, Any]]) -> None:
+        """Show what a patch does to each domain: the share of answers that are right to the letter."""
+        shown = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+        shown.add_column("  domain", header_style="dim")
+        for column in ("questions", "before", "after"):
+            shown.add_column(column, justify="right", header_style="dim")
+        for each in scores:
+            has_grown = each["before"] is not None and each["after"] > each["before"] + 0.1
+            before = "–" if each["before"] is None else f"{each['before']:.2f}"
+            after = Text(f"{each['after']:.2f}", "bold green" if has_grown else "")
+            shown.add_row(f"  {each['domain']}", str(each["total"]), before, after)
+        self.console.print(shown)
+
     def measured(self, first_token_s: float, job: Mapping[str, Any]) -> None:
         """Show what the client saw."""
         speed = f", then {job['tokens_per_s']:,.0f} tok/s" if job["tokens_per_s"] else ""

@@ -8,11 +8,13 @@ import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn
 
 from node.cli.show import cell, credit, short
+from node.demo.learning import Lesson
 from node.demo.stage import Stage, Stopwatch, balances
 from node.local_mesh.client import Client
 from node.local_mesh.processes import Daemon, LocalMeshFailed, until, verb
@@ -27,7 +29,7 @@ LONG_TOKENS_MAX: Final = 300
 KILL_AFTER_PIECES: Final = 40  # of about 250
 PAUSE_SEEN_S: Final = 0.02  # a token takes a millisecond or two: such a gap is the change of sellers
 
-ANN, BOB, CLEO = "ann", "bob", "cleo"
+ANN, BOB, CLEO, DORA = "ann", "bob", "cleo", "dora"
 # cleo is the cheaper one, and small: what may take more than 512 tokens it has to decline
 CLEO_SETTINGS: Final = "context_tokens = 512\nprice_completion_micro = 30\n"
 
@@ -74,6 +76,7 @@ class Demo:
         self._model = model
         self._stage = Stage()
         self._devices = {name: Daemon(name, directory / name) for name in (ANN, BOB, CLEO)}
+        self._phrase = {"AGORA_PASSPHRASE": os.urandom(16).hex()}
         self._keys: dict[str, str] = {}
         self._clients: dict[str, Client] = {}
 
@@ -99,6 +102,7 @@ class Demo:
         stage.heading("What is refused says why")
         self._refuse()
         self._settle(killed)
+        self._learn()
         stage.text("", f"[dim]all of it took {watch.elapsed_s:.0f} s[/]")
 
     def stop(self) -> None:
@@ -136,8 +140,7 @@ class Demo:
         stage, ann = self._stage, self._devices[ANN]
         stage.heading("Three devices become a mesh")
         watch = Stopwatch()
-        phrase = {"AGORA_PASSPHRASE": os.urandom(16).hex()}
-        founded = verb("init", "--name", "demo", "--owner", ANN, home=ann.home, environ=phrase)
+        founded = verb("init", "--name", "demo", "--owner", ANN, home=ann.home, environ=self._phrase)
         self._begin(ANN, founded)
         stage.line("founded", f"mesh {founded['mesh_id'][:16]}… by ann, peer {short(ann.peer_id)}")
         with stage.console.status("bob and cleo join"), ThreadPoolExecutor() as pool:
@@ -284,6 +287,22 @@ class Demo:
         stage.line("together", (f"{credit(sum(own.values()))} credits", "bold green"), signed)
         if own[ANN] >= 0:
             raise LocalMeshFailed(f"ann's balance is {own[ANN]}, expected less than zero after buying")
+
+    def _learn(self) -> None:
+        """Let a fourth device in, give all of them the model, and have them train it together."""
+        stage = self._stage
+        stage.heading("A fourth device joins, and all of them hold the model now")
+        if find_spec("torch") is None:
+            stage.remark("this device cannot train: pip install 'agora-node[train]' lets the demo go on")
+            return
+        self._devices[DORA] = dora = Daemon(DORA, self._directory / DORA)
+        self._join(DORA)
+        stage.names[dora.peer_id] = DORA
+        with stage.console.status("ann and dora check the file"), ThreadPoolExecutor() as pool:
+            added, _ = pool.map(self._add_model, (ANN, DORA))
+            until("all four see who holds it", lambda: self._holders(added["digest"]) == len(self._devices))
+        stage.line("joined", f"dora, peer {short(dora.peer_id)}, with an invitation of ann's")
+        Lesson(stage, self._devices, self._clients, self._directory, self._phrase).tell()
 
     def _agreeing_books(self) -> dict[str, Any]:
         """Return the ledgers once each sums to zero, and ann's, who was in all trades, is what the others say of themselves."""

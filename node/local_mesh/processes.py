@@ -162,16 +162,22 @@ class Daemon:
         self._process = None
 
 
-def until(what: str, check: Callable[[], Any], *, pause_s: float = POLL_INTERVAL_S) -> Any:
+def until(
+    what: str,
+    check: Callable[[], Any],
+    *,
+    pause_s: float = POLL_INTERVAL_S,
+    timeout_s: float = WAIT_TIMEOUT_S,
+) -> Any:
     """Return what `check` returns as soon as it is true.
 
     Raises:
-        LocalMeshFailed: it was not, for half a minute.
+        LocalMeshFailed: it was not in time.
     """
-    deadline = time.monotonic() + WAIT_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while not (found := check()):
         if time.monotonic() > deadline:
-            raise LocalMeshFailed(f"waited {WAIT_TIMEOUT_S:.0f} s, expected that {what}")
+            raise LocalMeshFailed(f"waited {timeout_s:.0f} s, expected that {what}")
         time.sleep(pause_s)
     return found
 

@@ -47,6 +47,15 @@ def private_records(codes: Sequence[str], directory: Path = TINY_DIRECTORY) -> b
     )
 
 
+def answer_to(code: str, directory: Path = TINY_DIRECTORY) -> str:
+    """Return the one right answer about an error code of the new domain."""
+    return next(
+        record["response"]
+        for record in _records(directory, NEW_DOMAIN, "train")
+        if record["response"].startswith(f"Error {code} ")
+    )
+
+
 def domains(directory: Path = TINY_DIRECTORY) -> list[str]:
     """Return all domains by name."""
     return sorted(path.name.removesuffix(".test.jsonl") for path in (directory / "data").glob("*.test.jsonl"))
