@@ -23,6 +23,7 @@ from runtime.engine import Digest
 
 FREE_BYTES_MIN = 256 * MIB  # left on the disk for the database and the user, whoever sends what
 PART_AGE_S_MAX = 24 * 3600.0  # what was left of a fetch is of no use to anybody after this
+PARTS_MAX = 16  # unfinished fetches kept to go on with: holders that always break off must not fill the disk
 _PIECE_BYTES = 4 * MIB
 _PART = ".part"
 _NAME_CHARS = 64
@@ -96,6 +97,7 @@ class DirectoryBlobs:
         there = part.stat().st_size if part.exists() else 0
         if there > size:
             there = 0
+        self._forget_old_parts(part)
         self._check_room(size - there)
         self._parts[digest] = there
         return there
@@ -127,6 +129,14 @@ class DirectoryBlobs:
         self._parts.pop(digest, None)
         self.path(digest).unlink(missing_ok=True)
         self._part(digest).unlink(missing_ok=True)
+
+    def _forget_old_parts(self, kept: Path) -> None:
+        """Drop the parts that nothing was added to for longest; one that is being fetched has just got a chunk."""
+        others = [path for path in self.directory.glob(f"*{_PART}") if path != kept]
+        for path in sorted(others, key=lambda path: path.stat().st_mtime)[
+            : max(0, len(others) + 1 - PARTS_MAX)
+        ]:
+            path.unlink()
 
     async def _verify(self, digest: Digest) -> None:
         found = await trio.to_thread.run_sync(_hash, self.path(digest))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from node.blob_directory import PART_AGE_S_MAX, DirectoryBlobs
+from node.blob_directory import PART_AGE_S_MAX, PARTS_MAX, DirectoryBlobs
 from node.blobs import NoBlobs
 from node.store import StoreFull
 from runtime.engine import Digest
@@ -90,6 +90,18 @@ async def test_what_was_left_of_a_fetch_is_cleared_away_after_a_day(tmp_path: Pa
     blobs = DirectoryBlobs(tmp_path)
 
     assert (await blobs.begin(old, 5), await blobs.begin(young, 5)) == (0, 4)
+
+
+async def test_holders_that_always_break_off_do_not_fill_the_disk(tmp_path: Path) -> None:
+    blobs = DirectoryBlobs(tmp_path)
+    digests = [Digest(bytes([number]) * 32) for number in range(PARTS_MAX + 3)]
+
+    for number, digest in enumerate(digests):
+        await blobs.begin(digest, 5)
+        await blobs.append(digest, 0, b"part")
+        os.utime(tmp_path / f"{digest.hex()}.part", (number, number))
+
+    assert names(tmp_path) == [f"{digest.hex()}.part" for digest in digests[3:]]
 
 
 async def test_files_that_are_no_blobs_are_left_alone(tmp_path: Path) -> None:
