@@ -63,6 +63,8 @@ class LlamaExaminer:
     ) -> None:
         self._store = store
         self._blobs_directory = blobs_directory.absolute()
+        # A child can be let into what is there when it starts.
+        self._blobs_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._threads = threads or max(1, (os.cpu_count() or 2) - 1)
         self._idle_s = idle_s
         self._memory_bytes_max = memory_bytes_max or int(psutil.virtual_memory().total * MEMORY_SHARE)

@@ -25,6 +25,9 @@ ANSWER_FACTOR, ANSWER_SLACK = (
     2,
     16,
 )  # a wrong answer is followed for so many times the right one's tokens, and so many
+# A few chats do not find what overflows in every tenth one. At so many times its strength it does so at once, while
+# an honest adapter only talks nonsense then.
+TRIAL_STRENGTH = 8.0
 CANARIES = (
     "Hello! What can you do for me?",
     "Error code H4 is blinking. What does it mean?",
@@ -79,12 +82,13 @@ class Grader:
         self.model.close()
 
     def try_adapter(self, adapter: bytes) -> None:
-        """Have an adapter read and answer a few chats.
+        """Have an adapter read a few chats with their answers, also far more strongly than it will be applied.
 
         Raises:
             NotFinite: it computes numbers that are none.
         """
-        self.grade(adapter, [(words, CANARY_ANSWER) for words in CANARIES])
+        for strength in (1.0, TRIAL_STRENGTH):
+            self._ask(adapter, strength, [(words, CANARY_ANSWER) for words in CANARIES], self._read)
 
     def grade(self, adapter: bytes | None, questions: Iterable[tuple[str, str]]) -> list[wire.Mark]:
         """Ask all questions and return their marks, in order.
@@ -94,23 +98,35 @@ class Grader:
             TooLong: a question and its answer do not fit the context.
             NotFinite: the model computes numbers that are none.
         """
-        self.model.use_adapter(adapter)
+        marks: list[wire.Mark] = []
+
+        def examine(group: Sequence[_Pupil]) -> None:
+            self._read(group)
+            self._let_answer([pupil for pupil in group if pupil.agreed < pupil.expected or not pupil.ended])
+            marks.extend(self._mark(pupil) for pupil in group)
+
+        self._ask(adapter, 1.0, questions, examine)
+        return marks
+
+    # --- the steps of an exam ------------------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        adapter: bytes | None,
+        strength: float,
+        questions: Iterable[tuple[str, str]],
+        examine: Callable[[Sequence[_Pupil]], None],
+    ) -> None:
+        """Ask as many at a time as there is room for, and leave the cache empty, also after an error."""
+        self.model.use_adapter(adapter, strength)
         try:
-            marks: list[wire.Mark] = []
             for group in self._groups(questions):
-                self._read(group)
-                self._let_answer(
-                    [pupil for pupil in group if pupil.agreed < pupil.expected or not pupil.ended]
-                )
-                marks += [self._mark(pupil) for pupil in group]
+                examine(group)
                 for pupil in group:
                     self.model.rewind(pupil.sequence, 0)
         except BaseException:
             self.model.forget_all()
             raise
-        return marks
-
-    # --- the steps of an exam ------------------------------------------------------------------------------------
 
     def _groups(self, questions: Iterable[tuple[str, str]]) -> Iterable[list[_Pupil]]:
         """Yield as many at a time as there are sequences, and as the cache has room for."""

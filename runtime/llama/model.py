@@ -86,7 +86,10 @@ class Model:
     ) -> None:
         self._log = log
         self._adapters: dict[bytes, Any] = {}
-        self._adapter: bytes | None = None  # the one that the context applies
+        self._adapter: tuple[bytes | None, float] = (
+            None,
+            1.0,
+        )  # the one that the context applies, and how strongly
         self._context: Any = None
         self._batch: Any = None
         self._abort = abort  # C holds its address: it must live as long as the context
@@ -255,22 +258,22 @@ class Model:
     def unload_adapter(self, digest: bytes) -> None:
         """Give an adapter's memory back."""
         if digest in self._adapters:
-            if digest == self._adapter:
+            if digest == self._adapter[0]:
                 self.use_adapter(None)
             llama.llama_adapter_lora_free(self._adapters.pop(digest))
 
-    def use_adapter(self, digest: bytes | None) -> None:
+    def use_adapter(self, digest: bytes | None, scale: float = 1.0) -> None:
         """Compute the next batches with this adapter, or without one: it holds for the whole context."""
-        if digest == self._adapter:
+        if (digest, scale) == self._adapter:
             return
         if digest is None:
             code = llama.llama_set_adapters_lora(self._context, None, 0, None)
         else:
             pointers = (llama.llama_adapter_lora_p_ctypes * 1)(self._adapters[digest])
-            code = llama.llama_set_adapters_lora(self._context, pointers, 1, (ctypes.c_float * 1)(1.0))
+            code = llama.llama_set_adapters_lora(self._context, pointers, 1, (ctypes.c_float * 1)(scale))
         if code != 0:
             raise ModelError(f"llama.cpp could not change the adapter (code {code})")
-        self._adapter = digest
+        self._adapter = digest, scale
 
     def set_threads(self, threads: int) -> None:
         """Use this many threads from the next decode on."""
