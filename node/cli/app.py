@@ -18,8 +18,11 @@ from node.cli import (
     market,
     mesh,
     models,
+    patches,
+    runs,
     showcase,
     simulation,
+    train,
 )
 from protocol.errors import AgoraError
 
@@ -69,10 +72,15 @@ models.group.command("line")(assembly.line)
 models.group.command("lines")(assembly.lines)
 _verb("chat", chat.chat, DAILY)
 _group(data.group, "data", DAILY)
+_verb("train", train.train, DAILY)
+_group(runs.group, "runs", DAILY)
 _group(market.jobs_group, "jobs", MARKET)
 _verb("ledger", market.ledger, MARKET)
 _group(keys.group, "keys", MEMBERS)
 _group(charter.group, "charter", MEMBERS)
+_group(patches.group, "patches", MEMBERS)
+_verb("proposals", patches.proposals, MEMBERS)
+_verb("vote", patches.vote, MEMBERS)
 _verb("approve", assembly.approve, MEMBERS)
 _verb("veto", assembly.veto, MEMBERS)
 _verb("revoke", joining.revoke, MEMBERS)
