@@ -71,12 +71,14 @@ class Loaded:
     Attributes:
         at_s: virtual seconds since the world began.
         lengths: of every assembly log that it knew at that moment.
+        unwritten: the entries themselves, where a full disk may have taken none of them; else empty.
     """
 
     at_s: float
     node: str
     event: Event
     lengths: Mapping[PeerId, int]
+    unwritten: Sequence[Sealed[Entry]] = ()
 
 
 @dataclass
@@ -108,9 +110,10 @@ class Scene:
         if event.name in HEARD:
             self.events[event.name].append((node, event))
         elif event.name == LOADED:
-            heads = self.world.daemons[node].node.logbook.assembly.heads()
-            lengths = {PeerId(head.author): head.index + 1 for head in heads}
-            self.loaded.append(Loaded(at_s, node, event, lengths))
+            daemon = self.world.daemons[node]
+            lengths = {PeerId(head.author): head.index + 1 for head in daemon.node.logbook.assembly.heads()}
+            unwritten = tuple(self.known_to(daemon)) if daemon.disk.was_filled else ()
+            self.loaded.append(Loaded(at_s, node, event, lengths, unwritten))
 
     async def read_disks(self) -> None:
         """Read every honest disk. An entry that several of them hold is opened once."""
@@ -180,7 +183,8 @@ class Scene:
 
     def known_at(self, loaded: Loaded) -> Iterator[Sealed[Entry]]:
         """Every assembly entry that stood on a device's disk when it took up a patch."""
-        for entry in (*self.founding_entries(), *self.disks[loaded.node]):
+        held = loaded.unwritten or (*self.founding_entries(), *self.disks[loaded.node])
+        for entry in held:
             is_of_assembly = entry.message.log == "assembly"
             if is_of_assembly and entry.message.index < loaded.lengths.get(entry.sender, 0):
                 yield entry
