@@ -14,7 +14,6 @@ contradiction, does nothing any more, for every member alike. Only evidence stil
 """
 
 import copy
-import hashlib
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ from marketplace.assembly.ballot import BallotView
 from marketplace.assembly.charter import check_charter, check_founding, open_entry
 from marketplace.assembly.evidence import Contradiction, contradiction
 from marketplace.assembly.lines import Lines
+from marketplace.assembly.logs import Logs
 from marketplace.assembly.manifest import check_form
+from marketplace.assembly.names import Names
 from marketplace.assembly.promises import Promises
 from marketplace.assembly.rights import a, check_right
 from marketplace.assembly.succession import (
@@ -41,7 +42,6 @@ from protocol import limits
 from protocol.envelope import Sealed, narrow
 from protocol.errors import MalformedMessage, NotAuthorised
 from protocol.identity import PeerId, public_key_of
-from protocol.log import AuthorLog
 from protocol.messages import (
     Admitted,
     Approval,
@@ -82,14 +82,6 @@ class Member:
     admitted_by: PeerId
 
 
-@dataclass(frozen=True)
-class _Closing:
-    """An author's entries do nothing from this index on, nor when signed later than this."""
-
-    index: int
-    at_ms: int
-
-
 class Assembly:
     """The state, and the logs that it follows from. Make one with `found`."""
 
@@ -103,16 +95,14 @@ class Assembly:
         self._reigns: tuple[Reign, ...] = (founding,)
         self._proposed: dict[bytes, Sealed[Charter]] = {}
         self._consents: dict[bytes, Sealed[CharterConsent]] = {}
-        self._logs: dict[PeerId, AuthorLog] = {}
+        self._logs = Logs()
         self._ever_admitted: MutableMapping[PeerId, None] = {}
         self._convicted: set[PeerId] = set()
-        self._closings: dict[PeerId, _Closing] = {}
         self._admissions: MutableMapping[PeerId, tuple[_Age, Sealed[Entry], Member]] = {}
-        self._cards: dict[str, tuple[_Age, bytes]] = {}
+        self._names = Names()
         self._revoked: set[PeerId] = set()
         self._promises = Promises()
         self._lines = Lines(self._reigns)
-        self._fingerprint = b""
 
     @classmethod
     def found(cls, charter: Sealed[Charter]) -> "Assembly":
@@ -123,22 +113,19 @@ class Assembly:
         """
         check_founding(charter)
         assembly = cls(charter)
-        first = AuthorLog(charter.sender, "assembly")
-        first.append(charter)
-        assembly._logs[charter.sender] = first
+        assembly._logs.append(charter)
         return assembly
 
     def fork(self) -> "Assembly":
         """Return an assembly in the same state that goes its own way; what many forks have in common is kept once."""
         fork = copy.copy(self)
         vars(fork).update(
-            _logs={author: log.fork() for author, log in self._logs.items()},
+            _logs=self._logs.fork(),
             _ever_admitted=ChainMap({}, self._ever_admitted),
             _admissions=ChainMap({}, self._admissions),
             _convicted=set(self._convicted),
             _revoked=set(self._revoked),
-            _closings=dict(self._closings),
-            _cards=dict(self._cards),
+            _names=self._names.fork(),
             _proposed=dict(self._proposed),
             _consents=dict(self._consents),
             _promises=self._promises.fork(),
@@ -168,19 +155,18 @@ class Assembly:
             RemoteProtocolError: as in `check`; nothing has changed then.
         """
         proof = self._examine(entry)
-        log = self._logs.get(entry.sender) or AuthorLog(entry.sender, "assembly")
-        if not log.append(entry):
+        if not self._logs.append(entry):
             return False
-        self._logs[entry.sender] = log
         self._promises.note(entry)
-        self._fingerprint = b""
         if proof is not None:
-            self._convict(proof)
+            self._convicted.add(proof.accused)
+            if self._logs.close(proof):
+                self._fold_again()
         self._fold(entry)
         return True
 
     def _examine(self, entry: Sealed[Entry]) -> Contradiction | None:
-        log = self._logs.get(entry.sender) or AuthorLog(entry.sender, "assembly")
+        log = self._logs.of(entry.sender)
         log.check(entry)
         message = entry.message
         if message.index < log.next_index:
@@ -223,18 +209,8 @@ class Assembly:
                 f"{admitted_by} admits a device of {owner!r}, who is on the roll and may do so alone"
             )
 
-    def _convict(self, proof: Contradiction) -> None:
-        self._convicted.add(proof.accused)
-        open_end = _Closing(limits.ROLL_LOG_ENTRIES_MAX, proof.at_ms)
-        known = self._closings.get(proof.accused, open_end)
-        index = known.index if proof.fork_index is None else min(known.index, proof.fork_index)
-        closing = _Closing(index, min(known.at_ms, proof.at_ms))
-        if closing != self._closings.get(proof.accused):
-            self._closings[proof.accused] = closing
-            self._fold_again()
-
     def _fold_again(self) -> None:
-        entries = [entry for log in self._logs.values() for entry in log.entries if self._counts(entry)]
+        entries = [entry for entry in self._logs.entries() if self._logs.counts(entry)]
         self._proposed = {
             entry.id: charter
             for entry in entries
@@ -245,12 +221,11 @@ class Assembly:
         }
         self._enthrone(self._succession())
         self._admissions = {}
-        self._cards.clear()
+        self._names = Names()
         self._revoked.clear()
         self._lines = Lines(self._reigns, self._convicted)
-        for log in self._logs.values():
-            for entry in log.entries:
-                self._fold(entry)
+        for entry in self._logs.entries():
+            self._fold(entry)
 
     def _succession(self) -> tuple[Reign, ...]:
         return tuple(succession(self._reigns[0], self._proposed.values(), self._consents.values()))
@@ -261,16 +236,11 @@ class Assembly:
         self._reigns = reigns
         self.charter, self.roll, self.approvers = newest.charter, newest.roll, newest.approvers
 
-    def _counts(self, entry: Sealed[Entry]) -> bool:
-        """Whether its author's log was still open there."""
-        closing = self._closings.get(entry.sender)
-        return closing is None or (entry.message.index < closing.index and entry.time_ms <= closing.at_ms)
-
     def _fold(self, entry: Sealed[Entry]) -> None:
         message, author = entry.message, entry.sender
         if isinstance(message, Admitted):
             self._ever_admitted[PeerId(message.peer)] = None
-        if not self._counts(entry):
+        if not self._logs.counts(entry):
             return
         match message:
             case Charter() | CharterConsent():
@@ -305,9 +275,7 @@ class Assembly:
                     )
                     self._admissions[PeerId(message.peer)] = (age, entry, member)
             case Card():
-                card = self._cards.get(message.name)
-                if card is None or card[0] < age:
-                    self._cards[message.name] = (age, message.model)
+                self._names.fold(entry, message)
             case Revocation():
                 if PeerId(message.peer) not in roll:  # only a new charter takes a voter off
                     self._revoked.add(PeerId(message.peer))
@@ -406,20 +374,15 @@ class Assembly:
     # --- what names mean ----------------------------------------------------------------------------------------
     def names(self) -> dict[str, bytes]:
         """Return every name and the model's digest it stands for."""
-        return {name: digest for name, (_, digest) in self._cards.items()}
+        return self._names.all()
 
     def digest_of(self, name: str) -> bytes | None:
         """Return the digest a name stands for."""
-        card = self._cards.get(name)
-        return card[1] if card else None
+        return self._names.digest_of(name)
 
     def name_of(self, digest: bytes) -> str | None:
         """Return the name whose card for a digest is the newest; None when none holds."""
-        return max(
-            (name for name in self._cards if self._cards[name][1] == digest),
-            key=lambda name: (self._cards[name][0], name),
-            default=None,
-        )
+        return self._names.name_of(digest)
 
     # --- lines and patches; see `lines.py` --------------------------------------------------------------------------
     def line(self, name: str) -> Line | None:
@@ -473,34 +436,22 @@ class Assembly:
     # --- the logs -----------------------------------------------------------------------------------------------
     def head(self, author: PeerId) -> Head | None:
         """Return the newest entry known of an author; None when there is none."""
-        log = self._logs.get(author)
-        return log.head if log else None
+        return self._logs.head(author)
 
     def heads(self) -> tuple[Head, ...]:
         """Return the newest entry of every author, voters first: their entries give the others their right to speak.
 
         Humans' next: what they say is urgent, and a hello has room for a bounded number.
         """
-        authors = sorted(
-            self._logs,
-            key=lambda author: (
-                author != self.founder,
-                author not in self.roll,
-                author not in self.approvers,
-                author,
-            ),
+        roll, humans = self.roll, self.approvers
+        return self._logs.heads(
+            lambda author: (author != self.founder, author not in roll, author not in humans, author)
         )
-        return tuple(head for author in authors if (head := self._logs[author].head))
 
     def fingerprint(self) -> bytes:
         """Return one hash over the newest entries of all authors: two that agree on it hold the same logs."""
-        if not self._fingerprint:
-            heads = sorted((author, log.next_index, log.next_prev) for author, log in self._logs.items())
-            text = b"".join(b"%s %d %s\n" % (author.encode(), index, prev) for author, index, prev in heads)
-            self._fingerprint = hashlib.sha256(text).digest()
-        return self._fingerprint
+        return self._logs.fingerprint()
 
     def entries_after(self, author: PeerId, index: int) -> Sequence[Sealed[Entry]]:
         """Return the entries of an author's log behind an index; all of them behind -1."""
-        log = self._logs.get(author)
-        return log.entries[index + 1 :] if log else ()
+        return self._logs.entries_after(author, index)
