@@ -406,7 +406,7 @@ class Assembly:
         return self._lines.ratified(line, now_ms)
 
     def succession(self, line: str, now_ms: int) -> tuple[Sealed[Manifest], ...]:
-        """Return the manifest in force, then what would be in its place without it, down to the bare base."""
+        """Return the manifest in force, then those to fall back to, before the bare base."""
         return self._lines.succession(line, now_ms)
 
     def may_load(self, adapter: bytes, now_ms: int) -> str:

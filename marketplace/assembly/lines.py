@@ -169,9 +169,10 @@ class Lines:
         return next(iter(self.succession(line, now_ms)), None)
 
     def succession(self, line: str, now_ms: int) -> tuple[Sealed[Manifest], ...]:
-        """Return the manifest in force, then what would be in its place without it, and so on down to the bare base.
+        """Return the manifest in force, then those to fall back to, one after the other, before the bare base.
 
-        What a rollback took back is not among them, even where the adapter that it brought back is withdrawn.
+        A rollback stands for the version that it brings back: behind it comes what came before that one, and never what
+        it took back, even where its own adapter is withdrawn.
         """
         if line not in self._of_line:
             return ()
@@ -191,7 +192,7 @@ class Lines:
             if not self.why_barred(known):
                 yield known.manifest
             if _is_rollback(message):
-                ceiling = message.rolls_back_to
+                ceiling = message.rolls_back_to - 1
             if message.adapter == NO_HASH:
                 return
 

@@ -108,13 +108,14 @@ def test_a_withdrawn_adapter_is_barred_in_every_version_and_line_for_ever() -> N
 
 def test_a_rollback_is_a_new_version_with_an_old_adapter() -> None:
     town = begun()
-    entries = [*town.ratify(A, 1), *town.ratify(B, 2, at=NOON + 1)]
-    entries += town.ratify(A, 3, at=NOON + 2, rolls_back_to=1)
+    entries = [*town.ratify(C, 1), *town.ratify(A, 2, at=NOON + 1), *town.ratify(B, 3, at=NOON + 2)]
+    entries += town.ratify(A, 4, at=NOON + 3, rolls_back_to=2)
 
     assembly = town.assembly(*entries)
 
-    assert head(assembly) == (3, A)
-    assert [manifest.message.version for manifest in assembly.succession("llama", LATER)] == [3, 1]
+    assert head(assembly) == (4, A)
+    # Whoever cannot follow it falls back to what came before version 2, and not to what was rolled back.
+    assert [manifest.message.version for manifest in assembly.succession("llama", LATER)] == [4, 1]
 
 
 def test_a_withdrawn_rollback_does_not_bring_back_what_was_rolled_back() -> None:
