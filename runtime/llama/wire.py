@@ -19,6 +19,7 @@ FRAME_BYTES_MAX = (
     4 * MIB
 )  # a prompt (256 KiB, escaped), 32,768 received ids; the child's frames are far smaller
 HEADER_BYTES = 4
+GIVEN_CHARS_MAX = 8_192
 
 Token = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
@@ -242,13 +243,13 @@ class Mark(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
         is_right: the greedy answer is the expected one, to the letter.
         loss: sum of the negative log-likelihoods of the expected answer's tokens and its end, in nats.
         tokens: how many those are.
-        given: the greedy answer if it is wrong.
+        given: the greedy answer if it is wrong; what is too long for a frame of many is cut.
     """
 
     is_right: bool
     loss: Annotated[float, msgspec.Meta(ge=0, lt=1e12)]
     tokens: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
-    given: Annotated[str, msgspec.Meta(max_length=65_536)]
+    given: Annotated[str, msgspec.Meta(max_length=GIVEN_CHARS_MAX)]
 
 
 class Graded(Message, frozen=True):
