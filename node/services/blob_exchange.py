@@ -30,7 +30,7 @@ HOLDERS_ASKED_MAX = 16  # for one blob, before the caller is told that nobody ha
 
 
 class WrongBlob(RemoteProtocolError):
-    """A holder sent bytes that are not what was asked for, or said another length than they have."""
+    """A holder sent bytes that are not what was asked for, or fewer than it had promised."""
 
     offence = "blob"
 
@@ -143,7 +143,8 @@ class BlobExchange:
                 raise BlobNotFound(f"refused ({answer.reason})")
             size = answer.size_bytes
             if not size_min <= size <= size_max:
-                raise WrongBlob(f"it says {size} bytes, expected {size_min or 1} to {size_max}")
+                # Nobody can tell who lies, it or whoever told us the size, and asking for it is not worth the bytes.
+                raise BlobNotFound(f"it says {size} bytes, expected {size_min or 1} to {size_max}")
             if not goes_on:
                 await self._blobs.begin(
                     digest, size

@@ -217,9 +217,16 @@ async def garbage(_eve: Puppet, stream: Stream, _wanted: BlobWanted) -> None:
 
 @pytest.mark.parametrize(
     "lie",
-    [wrong_bytes, too_long, too_short, the_longest_there_is, endless, small_chunks, less_than_promised, another_message,
-     garbage],
-)  # fmt: skip
+    [
+        wrong_bytes,
+        too_short,
+        endless,
+        small_chunks,
+        less_than_promised,
+        another_message,
+        garbage,
+    ],
+)
 async def test_a_lying_holder_is_charged_and_the_next_one_asked(world: World, lie: Lie) -> None:
     ann, bob = await pair(world)
     await ann.blobs.put(ADAPTER)
@@ -247,6 +254,19 @@ async def test_a_lying_holder_alone_leaves_no_blob(world: World, lie: Lie) -> No
     assert ann.peer_id in bob.mesh.connected
 
 
+@pytest.mark.parametrize("lie", [too_long, the_longest_there_is])
+async def test_a_holder_that_names_another_size_is_left_without_a_byte(world: World, lie: Lie) -> None:
+    """It is not charged: whoever told us the size may be the liar."""
+    ann, bob = await pair(world)
+    await ann.blobs.put(ADAPTER)
+    eve = await liar(world, bob, lie)
+
+    await bob.node.blob_exchange.fetch(DIGEST, len(ADAPTER), [eve.peer_id, ann.peer_id])
+
+    assert bob.blobs.has(DIGEST)
+    assert offences(bob, eve) == []
+
+
 @pytest.mark.parametrize("size", [len(ADAPTER) - 1, len(ADAPTER) + 1])
 async def test_a_blob_of_another_size_than_its_manifest_says_is_not_taken(world: World, size: int) -> None:
     """Who knows the exact size asks for it: an honest holder of a blob that a manifest lies about is not believed."""
@@ -257,6 +277,7 @@ async def test_a_blob_of_another_size_than_its_manifest_says_is_not_taken(world:
         await bob.node.blob_exchange.gather(DIGEST, size)
 
     assert not bob.blobs.has(DIGEST)
+    assert offences(bob, ann) == []
 
 
 async def test_a_holder_that_drips_is_left_for_the_next_one(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 import trio
 from hypothesis import given, settings
@@ -24,8 +25,10 @@ BUDGET_MILLI = 4_000
 
 
 def recipe(**changes: int) -> Recipe:
-    fields = {name: getattr(DEFAULT_RECIPE, name) for name in DEFAULT_RECIPE.__struct_fields__}
-    return Recipe(**{**fields, **changes})
+    """Sixteen rounds of 30 steps, half of each batch of 16 replayed."""
+    return msgspec.structs.replace(
+        DEFAULT_RECIPE, **{"rounds": 16, "steps": STEPS, "batch": 16, "replay_percent": 50, **changes}
+    )
 
 
 def insert(
