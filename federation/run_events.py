@@ -23,9 +23,14 @@ class Joined:
 
 @dataclass(frozen=True)
 class Lost:
-    """A member will not answer: it refused, its stream broke, it could not be reached."""
+    """A member will not answer: it refused, its stream broke, it could not be reached.
+
+    Attributes:
+        round: whose task it will not answer; news of an older one changes nothing. 0: whatever it is at work on.
+    """
 
     reason: str
+    round: int = 0
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,11 @@ class TrainingRun:
             return tuple(peer for peer in self._members if peer in self._opening)
         return tuple(peer for peer, member in self._members.items() if member.asked_for == self.round > 0)
 
+    def counts(self, peer: PeerId, number: int) -> bool:
+        """Whether an update of this member and round has been taken; a second one that is refused does not undo it."""
+        member = self._members.get(peer)
+        return member is not None and number in {member.answered_for, member.stale_for - 1}
+
     def handle_message(self, sender: str, message: Incoming, now: float) -> list[Action]:
         """Take in what a device, or the coordinator itself, has said; `sender` is authenticated."""
         before = self.handle_timeout(now)
@@ -205,8 +210,8 @@ class TrainingRun:
             case Joined():
                 self._opening.discard(sender)
                 return self._opened(now)
-            case Lost(reason):
-                return self._lose(sender, reason, now)
+            case Lost(reason, number):
+                return self._lose(sender, reason, number, now)
         if sender != self.announcement.sender:
             return []  # from here on only the coordinator itself is heard
         match message:
@@ -317,18 +322,18 @@ class TrainingRun:
             return "not a member of the cohort"
         if number > self.round:
             return f"of round {number}, which has not begun"
-        if number in {member.answered_for, member.stale_for - 1}:
+        if self.counts(sender, number):
             return f"the second of round {number}"
         if number < self.round - 1:
             return f"of round {number}, which is over"
         return "" if number == member.asked_for else f"of round {number}, which it was not asked for"
 
-    def _lose(self, sender: PeerId, reason: str, now: float) -> list[Action]:
+    def _lose(self, sender: PeerId, reason: str, number: int, now: float) -> list[Action]:
         if self._state is State.OPENING and sender in self._opening:
             self._opening.discard(sender)
             return self._leave(sender, reason) + self._opened(now)
         member = self._members.get(sender)
-        if member is None or not member.asked_for:
+        if member is None or not member.asked_for or number not in {0, member.asked_for}:
             return []
         member.asked_for = 0
         return self._fail(sender, reason) + self._close_early(now)

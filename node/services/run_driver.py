@@ -360,11 +360,12 @@ class RunDriver:
                 await member.link.ask(wanted, member.traffic, take)
             except AgoraError as error:
                 self._faults[peer] = str(error)
-                await self._send.send((peer, Lost(str(error))))
+                await self._send.send((peer, Lost(str(error), wanted.round)))
         member.scope = None
 
     def _refuse(self, peer: PeerId, number: int, reason: str) -> None:
-        self._numbers.drop(peer, number)
+        if not self.machine.counts(peer, number):  # or it was a second one: the first still counts
+            self._numbers.drop(peer, number)
         self._faults[peer] = reason
         self._tools.journal.write("update_refused", run=self.run_id, round=number, member=peer, reason=reason)
 

@@ -382,6 +382,33 @@ def test_a_loss_of_somebody_who_was_not_asked_changes_nothing() -> None:
     assert isinstance(action, Aggregate)
 
 
+def test_a_loss_that_is_told_late_is_of_its_own_round_and_not_of_the_next_one() -> None:
+    """A stream may break while an update that has arrived is being paid for."""
+    run = in_round_one(ANN, BOB)
+    give(run, ANN, 120.0)
+    give(run, BOB, 121.0)
+    aggregate(run, 122.0)
+
+    assert run.handle_message(ANN, Lost("its stream broke", round=1), 123.0) == []
+    assert set(run.waiting_for) == {ANN, BOB}
+    assert give(run, ANN, 124.0) == []
+
+
+def test_what_was_taken_still_counts_when_a_second_update_is_refused() -> None:
+    """Its bytes are kept: whoever drops the second one's must not drop the first one's."""
+    run = in_round_one(ANN, BOB)
+    assert not run.counts(ANN, 1)
+
+    give(run, ANN, 120.0)
+    give(run, ANN, 121.0, fault="the second of this round")
+
+    assert run.counts(ANN, 1)
+    assert not run.counts(BOB, 1)
+    [action] = give(run, BOB, 122.0)
+    assert isinstance(action, Aggregate)
+    assert set(action.fresh) == {ANN, BOB}
+
+
 # --- the user's words ------------------------------------------------------------------------------------------------
 def test_a_run_that_is_paused_in_mid_round_keeps_what_arrives_and_goes_on_with_the_time_that_was_left() -> (
     None
