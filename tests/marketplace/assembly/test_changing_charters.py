@@ -159,6 +159,20 @@ def test_a_second_founding_charter_is_refused() -> None:
         town.assembly().apply(propose(town, ANN, ANN, BOB, version=1))
 
 
+def test_what_a_human_withdrew_stays_so_and_one_who_was_replaced_withdraws_nothing_more() -> None:
+    town = founded().with_a_line()
+    ratified = [*town.ratify(b"a" * 32, 1, ANN), *town.ratify(b"b" * 32, 2, ANN, at=NOON + 1)]
+    before = town.withdraw(b"a" * 32, at=NOON + 2)
+    second = propose(town, ANN, ANN, approvers=(person("second human").public_key,))
+    after = town.withdraw(b"b" * 32, at=NOON + HOUR)
+
+    assembly = town.assembly(*ratified, before, second, after)
+
+    assert not assembly.may_speak(HUMAN.peer_id)
+    assert "withdrawn" in assembly.may_load(b"a" * 32, NOON + 2 * HOUR)
+    assert assembly.may_load(b"b" * 32, NOON + 2 * HOUR) == ""
+
+
 def test_a_ballot_is_judged_by_the_roll_of_its_time() -> None:
     """A roll that grows later takes nothing back of what one voter had ratified."""
     town = founded().with_a_line()
