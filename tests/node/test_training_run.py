@@ -1,0 +1,379 @@
+"""A training run from its announcement to its proposal, between whole nodes."""
+
+import pytest
+
+from node.errors import StartError
+from node.simulation.learning import LINE, SKILL
+from protocol.messages import Manifest
+from tests.node.run_town import (
+    ROUNDS,
+    STEP_MICRO,
+    STEPS,
+    finish,
+    options,
+    settle_town,
+    spends,
+    trained,
+)
+from tests.node.world import Daemon, World
+
+COST_MICRO = ROUNDS * STEPS * STEP_MICRO  # of one member
+
+
+async def start(world: World, coordinator: Daemon | None = None, **changes: object) -> str:
+    return (await (coordinator or world.founder).node.train(options(**changes))).run_id
+
+
+async def in_round(world: World, coordinator: Daemon, run: str, number: int) -> None:
+    """Wait until members are at work on a round."""
+    await world.until(
+        lambda: (view := coordinator.node.training_run(run)).round == number - 1 and any(view.progress.values()),
+        120,
+    )
+
+
+# --- the journey ------------------------------------------------------------------------------------------------------
+async def test_three_devices_train_and_what_comes_of_it_is_proposed(world: World) -> None:
+    """Each is paid for its steps, the skill is learned, and the manifest says who did what."""
+    devices = await settle_town(world)
+
+    run = await start(world)
+    view = await finish(world, world.founder, run)
+
+    assert (view.state, view.round) == ("finished", ROUNDS)
+    assert {member.peer_id for member in view.cohort} == {device.peer_id for device in devices}
+    assert [len(each.members) for each in view.history] == [3, 3, 3]
+    manifest = world.founder.node.logbook.assembly.ballots(world.founder.clock.utc_ms())[0].manifest.message
+    assert isinstance(manifest, Manifest)
+    assert (manifest.line, manifest.run.hex(), manifest.rounds) == (LINE, run, ROUNDS)
+    assert {(each.peer, each.rounds, each.epsilon_milli) for each in manifest.cohort} == {
+        (device.peer_id, ROUNDS, -1) for device in devices
+    }
+    before = {score.domain: score.right for score in manifest.before}
+    after = {score.domain: score.right for score in manifest.after}
+    assert after[SKILL] > before[SKILL]
+    assert view.manifest == world.founder.node.logbook.assembly.ballots(0)[0].id.hex()
+    assert world.founder.blobs.has(manifest.adapter)  # type: ignore[arg-type]  # a digest
+
+
+async def test_each_round_is_paid_and_the_holds_are_given_back(world: World) -> None:
+    devices = await settle_town(world)
+
+    run = await start(world)
+    await finish(world, world.founder, run)
+
+    assert world.founder.accounts() == {
+        world.founder.peer_id: -3 * COST_MICRO,
+        **{device.peer_id: COST_MICRO for device in devices},
+    }
+    for daemon in (world.founder, *devices):
+        ledger = daemon.node.logbook.ledger
+        assert ledger.held_micro(world.founder.peer_id) == 0
+        assert len(daemon.events("receipt_settled")) == (0 if daemon is world.founder else ROUNDS)
+
+
+async def test_each_round_is_examined_and_the_curve_rises(world: World) -> None:
+    await settle_town(world)
+
+    view = await finish(world, world.founder, await start(world, rounds=6))
+
+    losses = [domain.loss for each in view.history for domain in each.domains if domain.domain == SKILL]
+    assert len(losses) == 6
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < view.before[0].loss
+
+
+async def test_the_coordinator_takes_part_when_it_has_data(world: World) -> None:
+    """By the same rules, without a stream, an award or money."""
+    devices = await settle_town(world, members=2)
+    world.learning.give_data(world.founder, samples=400, first=90_000)
+
+    view = await finish(world, world.founder, await start(world))
+
+    assert view.state == "finished"
+    assert {member.peer_id: member.paid_micro for member in view.cohort} == {
+        world.founder.peer_id: 0,
+        **{device.peer_id: COST_MICRO for device in devices},
+    }
+    assert trained(world.founder) == [1, 2, 3]
+
+
+async def test_private_sets_spend_in_each_round_and_the_view_says_how_much(world: World) -> None:
+    devices = await settle_town(world, budget_milli=8_000)
+
+    view = await finish(world, world.founder, await start(world))
+
+    for device in devices:
+        (data_set,) = device.data.named(SKILL)
+        book = device.node.privacy_book
+        assert book is not None
+        assert [spend.round for spend in spends(device)] == [1, 2, 3]
+        assert 0 < book.spent_milli(data_set) <= 8_000
+        told = [each.epsilon_milli[device.peer_id] for each in view.history]
+        assert told == sorted(told)
+        assert told[-1] == book.spent_milli(data_set)
+    assert view.outlook.startswith("3 devices, in the middle 360 records under epsilon")
+
+
+async def test_a_member_sees_the_run_too(world: World) -> None:
+    devices = await settle_town(world)
+
+    run = await start(world)
+    await finish(world, world.founder, run)
+
+    view = devices[0].node.training_run(run)
+    assert (view.role, view.state, view.round) == ("member", "finished", ROUNDS)
+    assert view.coordinator == world.founder.peer_id
+    assert len(view.cohort) == 3
+
+
+async def test_more_devices_than_wanted_are_told_that_others_were_chosen(world: World) -> None:
+    """The cheapest are; the fourth is free for another run once its bid is forgotten."""
+    devices = await settle_town(world, members=4)
+
+    view = await finish(world, world.founder, await start(world, cohort_max=3))
+
+    assert len(view.cohort) == 3
+    assert sorted(len(trained(device)) for device in devices) == [0, ROUNDS, ROUNDS, ROUNDS]
+
+
+# --- nobody to train with ---------------------------------------------------------------------------------------------
+async def test_a_run_that_nobody_has_data_for_ends_unsold_with_the_reasons(world: World) -> None:
+    devices = await settle_town(world)
+
+    view = await finish(world, world.founder, await start(world, data="whale-songs"))
+
+    assert view.state == "unsold"
+    assert {(each["peer_id"], each["reason"]) for each in view.declines} == {
+        (daemon.peer_id, "data") for daemon in (world.founder, *devices)
+    }
+    assert world.founder.accounts() == {}
+
+
+async def test_a_run_that_nobody_can_afford_ends_unsold_with_the_reasons(world: World) -> None:
+    devices = await settle_town(world)
+
+    view = await finish(world, world.founder, await start(world, step_micro_max=STEP_MICRO - 1))
+
+    reasons = {each["peer_id"]: each["reason"] for each in view.declines}
+    assert view.state == "unsold"
+    assert [reasons[device.peer_id] for device in devices] == ["price"] * 3
+
+
+async def test_a_run_dearer_than_the_credit_line_is_declined_for_it(world: World) -> None:
+    """10,000 rounds of a thousand steps each: no account of this mesh holds that."""
+    devices = await settle_town(world)
+
+    view = await finish(world, world.founder, await start(world, rounds=1_000, steps=1_000))
+
+    reasons = {each["peer_id"]: each["reason"] for each in view.declines}
+    assert view.state == "unsold"
+    assert [reasons[device.peer_id] for device in devices] == ["credit"] * 3
+
+
+async def test_a_budget_too_small_for_the_run_is_kept(world: World) -> None:
+    devices = await settle_town(world, budget_milli=1)
+
+    view = await finish(world, world.founder, await start(world))
+
+    reasons = {each["peer_id"]: each["reason"] for each in view.declines}
+    assert view.state == "unsold"
+    assert [reasons[device.peer_id] for device in devices] == ["budget"] * 3
+    assert [spends(device) for device in devices] == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"train": False}, "policy"), ({"cohort_min": 9}, "cohort"), ({"price_step_micro": 20_000}, "price")],
+    ids=["unwilling", "wants_more_company", "dear"],
+)
+async def test_an_owners_terms_are_kept(world: World, settings: dict[str, object], reason: str) -> None:
+    devices = await settle_town(world, device=settings)
+
+    view = await finish(world, world.founder, await start(world))
+
+    reasons = {each["peer_id"]: each["reason"] for each in view.declines}
+    assert view.state == "unsold"
+    assert [reasons[device.peer_id] for device in devices] == [reason] * 3
+
+
+async def test_a_cohort_of_two_owners_is_refused_by_its_members(world: World) -> None:
+    """Three devices enlist, two of one owner: whoever knows those two learns what the third has sent."""
+    await settle_town(world, members=1)
+    for name in ("left", "right"):
+        device = await world.add(name, owner="one-and-the-same")
+        world.learning.give_data(device, first=50_000 if name == "left" else 60_000)
+        await world.acquaint(world.founder, device)
+
+    view = await finish(world, world.founder, await start(world))
+
+    assert view.state == "aborted"
+    assert world.founder.accounts() == {}
+    assert world.founder.node.logbook.ledger.held_micro(world.founder.peer_id) == 0
+
+
+async def test_a_model_without_a_line_is_refused_before_anything_is_announced(world: World) -> None:
+    await settle_town(world)
+
+    with pytest.raises(StartError, match="model 'other' has no line"):
+        await start(world, line="other")
+
+    assert world.founder.node.runs() == []
+    assert world.founder.events("run_announced") == []
+
+
+# --- steered ----------------------------------------------------------------------------------------------------------
+async def test_a_paused_run_asks_for_nothing_until_it_is_resumed(world: World) -> None:
+    devices = await settle_town(world)
+    run = await start(world)
+    await in_round(world, world.founder, run, 2)
+
+    await world.founder.node.steer_run(run, "pause")
+    await world.run(100)
+    paused = world.founder.node.training_run(run)
+    await world.founder.node.steer_run(run, "resume")
+    view = await finish(world, world.founder, run)
+
+    assert (paused.state, paused.round) == ("paused", 1)
+    assert view.state == "finished"
+    assert [trained(device) for device in devices] == [[1, 2, 3]] * 3
+
+
+async def test_a_paused_run_stays_so_through_a_restart(world: World) -> None:
+    await settle_town(world)
+    run = await start(world)
+    await in_round(world, world.founder, run, 2)
+    await world.founder.node.steer_run(run, "pause")
+
+    await world.founder.restart()
+    await world.run(100)
+    paused = world.founder.node.training_run(run)
+    await world.founder.node.steer_run(run, "resume")
+    view = await finish(world, world.founder, run)
+
+    assert (paused.state, paused.round) == ("paused", 1)
+    assert view.state == "finished"
+
+
+async def test_a_cancelled_run_stops_its_members_and_pays_for_what_is_done(world: World) -> None:
+    devices = await settle_town(world)
+    run = await start(world)
+    await in_round(world, world.founder, run, 2)
+
+    await world.founder.node.steer_run(run, "cancel")
+    view = await finish(world, world.founder, run)
+
+    assert (view.state, view.round) == ("cancelled", 1)
+    for device in devices:
+        assert device.node.training_run(run).state == "finished"
+        assert device.balance() == STEPS * STEP_MICRO
+        assert device.node.logbook.ledger.held_micro(world.founder.peer_id) == 0
+
+
+async def test_a_member_goes_on_from_the_checkpoint_of_a_run_that_ended(world: World) -> None:
+    """A child run: the parent's seed and shape, its newest state, and another coordinator."""
+    devices = await settle_town(world, members=4)
+    run = await start(world)
+    await in_round(world, world.founder, run, 3)
+    await world.founder.node.steer_run(run, "cancel")
+    await finish(world, world.founder, run)
+    await world.run(90)
+
+    child = await start(world, devices[0], start_from=run[:8], rounds=2)
+    view = await finish(world, devices[0], child)
+
+    parent = world.founder.node.training_run(run)
+    assert (view.state, view.parent) == ("finished", run)
+    first = next(domain.loss for domain in view.history[0].domains if domain.domain == SKILL)
+    last = next(domain.loss for domain in parent.history[0].domains if domain.domain == SKILL)
+    assert first < last
+
+
+# --- crashes ----------------------------------------------------------------------------------------------------------
+async def test_a_coordinator_killed_in_mid_round_goes_on_from_its_checkpoint(world: World) -> None:
+    """Members that had trained the round send the same bytes again: nothing is trained, spent or paid twice."""
+    devices = await settle_town(world, budget_milli=8_000)
+    run = await start(world)
+    await in_round(world, world.founder, run, 2)
+
+    await world.founder.restart()
+    view = await finish(world, world.founder, run)
+
+    assert (view.state, view.round) == ("finished", ROUNDS)
+    for device in devices:
+        assert trained(device) == [1, 2, 3]
+        assert [spend.round for spend in spends(device)] == [1, 2, 3]
+        assert device.balance() == COST_MICRO
+    assert world.founder.node.logbook.ledger.held_micro(world.founder.peer_id) == 0
+
+
+async def test_a_coordinator_killed_while_it_enlists_ends_the_run_and_holds_nothing(world: World) -> None:
+    await settle_town(world)
+    run = await start(world)
+    await world.run(1)
+
+    await world.founder.restart()
+    await world.until(lambda: world.founder.node.training_run(run).state == "aborted")
+
+    view = world.founder.node.training_run(run)
+    assert view.reason == "this device was restarted before the run had begun"
+    assert world.founder.node.logbook.ledger.held_micro(world.founder.peer_id) == 0
+
+
+async def test_a_member_killed_in_mid_step_spends_once_and_is_back_in_the_next_round(world: World) -> None:
+    devices = await settle_town(world, members=4, budget_milli=8_000)
+    run = await start(world)
+    await in_round(world, world.founder, run, 2)
+
+    await devices[0].restart()
+    view = await finish(world, world.founder, run)
+
+    assert view.state == "finished"
+    assert [len(each.members) for each in view.history] == [4, 3, 4]
+    (dropped,) = view.history[1].dropped
+    assert dropped["peer_id"] == devices[0].peer_id
+    assert "was reserved before" in dropped["reason"]
+    assert [spend.round for spend in spends(devices[0])] == [1, 2, 3]
+    assert trained(devices[0]) == [1, 2, 3]
+    assert devices[0].balance() == 2 * STEPS * STEP_MICRO
+
+
+async def test_a_member_without_a_budget_trains_the_broken_round_again(world: World) -> None:
+    """Nothing of it had left the device."""
+    devices = await settle_town(world)
+    run = await start(world)
+    await in_round(world, world.founder, run, 2)
+
+    await devices[0].restart()
+    view = await finish(world, world.founder, run)
+
+    assert [len(each.members) for each in view.history] == [3, 3, 3]
+    assert trained(devices[0]) == [1, 2, 2, 3]
+    assert devices[0].balance() == COST_MICRO
+
+
+async def test_a_member_that_is_gone_for_good_is_dismissed_and_the_others_finish(world: World) -> None:
+    devices = await settle_town(world, members=4)
+    run = await start(world)
+    await in_round(world, world.founder, run, 2)
+
+    await devices[0].kill()
+    view = await finish(world, world.founder, run)
+
+    assert view.state == "finished"
+    assert [len(each.members) for each in view.history] == [4, 3, 3]
+    assert world.founder.accounts()[devices[0].peer_id] == STEPS * STEP_MICRO
+
+
+async def test_a_run_that_loses_its_company_ends_with_its_checkpoint(world: World) -> None:
+    devices = await settle_town(world)
+    run = await start(world)
+    await in_round(world, world.founder, run, 2)
+
+    await devices[0].kill()
+    await devices[1].kill()
+    view = await finish(world, world.founder, run)
+
+    assert (view.state, view.round) == ("aborted", 1)
+    assert world.founder.blobs.has(bytes.fromhex(view.checkpoint))  # type: ignore[arg-type]  # a digest
+    assert world.founder.node.logbook.assembly.ballots(0) == []
