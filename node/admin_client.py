@@ -137,6 +137,30 @@ class AdminClient:
             "/api/lines/publish", {"name": name, "evaluation": evaluation, "replay": replay}
         )
 
+    async def patches(self) -> list[dict[str, Any]]:
+        """Return every patch that was proposed."""
+        return await self._list("/api/patches")
+
+    async def patch(self, ident: str) -> dict[str, Any]:
+        """Return the patch of an id, or of a prefix that only one patch has."""
+        if not (ident.isascii() and ident.isalnum()):
+            raise DaemonError(
+                f"patch {ident[:32]!r} is no id, expected hex digits; 'agora patches' lists them"
+            )
+        return await self._object(f"/api/patches/{ident}")
+
+    async def proposals(self) -> list[dict[str, Any]]:
+        """Return every ballot."""
+        return await self._list("/api/proposals")
+
+    async def vote(self, ident: str, *, is_yes: bool) -> dict[str, Any]:
+        """Vote with that device."""
+        return await self._verb("/api/vote", {"id": ident, "is_yes": is_yes})
+
+    async def roll_back(self, ident: str) -> dict[str, Any]:
+        """Have the daemon propose the way back from a patch."""
+        return await self._verb("/api/patches/rollback", {"id": ident})
+
     async def place_word(self, author: str, kind: str, target: str) -> dict[str, Any]:
         """Return what a human needs in order to sign a word on a patch."""
         return await self._verb("/api/words/place", {"author": author, "kind": kind, "target": target})

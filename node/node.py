@@ -459,7 +459,7 @@ class Node:
         await self.sync.announce(await self.logbook.write(Card, place))
         self.journal.write("model_published", name=name, digest=digest)
 
-    async def vote(self, patch: str, is_yes: bool) -> dict[str, Any]:
+    async def vote(self, patch: str, *, is_yes: bool) -> dict[str, Any]:
         """Vote for this device on a patch, by the beginning of its id, before it has voted by itself."""
         return await self.steward.vote(patch, is_yes=is_yes)
 

@@ -18,10 +18,20 @@ from node.gateway.ports import NodePort
 from node.journal import RING_EVENTS, Journal
 from node.journal_file import Filter
 from node.runs import RunView
-from node.views import AttemptView, JobView, LedgerView, ModelView, PeerView, StatusView
+from node.views import (
+    AttemptView,
+    JobView,
+    LedgerView,
+    ModelView,
+    PatchView,
+    PeerView,
+    ProposalView,
+    StatusView,
+)
 from protocol import limits
 
 JobId = Annotated[str, Path(pattern=r"^[0-9a-f]{1,32}$")]
+PatchId = Annotated[str, Path(pattern=r"^[0-9a-f]{1,64}$")]
 Tokens = Annotated[int, Query(ge=1, le=limits.TOKENS_PER_REQUEST_MAX)]
 
 
@@ -61,6 +71,24 @@ def router(node: NodePort, bounds: Bounds) -> APIRouter:
     async def ledger() -> Response:
         """Show the accounts."""
         return json(node.ledger())
+
+    @routes.get("/patches", responses=json_answer(PatchView, is_list=True))
+    async def patches() -> Response:
+        """List the patches that were proposed, the newest first."""
+        return json(node.patches())
+
+    @routes.get("/patches/{patch_id}", responses=json_answer(PatchView))
+    async def patch(patch_id: PatchId) -> Response:
+        """Show one patch: where it comes from and what it does; a prefix of its id is enough when only one has it."""
+        try:
+            return json(node.patch(patch_id))
+        except StartError as error:
+            raise HttpError(404, str(error), code="not_found") from None
+
+    @routes.get("/proposals", responses=json_answer(ProposalView, is_list=True))
+    async def proposals() -> Response:
+        """List the ballots, the newest first: who has voted, who cannot, what is still needed."""
+        return json(node.proposals())
 
     @routes.get("/runs", responses=json_answer(RunView, is_list=True))
     async def runs() -> Response:

@@ -9,7 +9,17 @@ from node.human_word import WordKind
 from node.journal import Journal
 from node.runs import RunView
 from node.services.coordinator import TrainOptions
-from node.views import AttemptView, DataView, JobView, LedgerView, ModelView, PeerView, StatusView
+from node.views import (
+    AttemptView,
+    DataView,
+    JobView,
+    LedgerView,
+    ModelView,
+    PatchView,
+    PeerView,
+    ProposalView,
+    StatusView,
+)
 
 
 class NodePort(Protocol):
@@ -36,6 +46,19 @@ class NodePort(Protocol):
 
     def ledger(self) -> LedgerView:
         """Return the accounts as this node knows them."""
+
+    def patches(self) -> list[PatchView]:
+        """Return every patch that was proposed, the newest first."""
+
+    def patch(self, patch: str) -> PatchView:
+        """Return the patch of a full id or of a prefix that only one patch has.
+
+        Raises:
+            StartError: there is none, or there are several.
+        """
+
+    def proposals(self) -> list[ProposalView]:
+        """Return every ballot, the newest first."""
 
     def runs(self) -> list[RunView]:
         """Return the training runs that this device coordinates or takes part in, the newest first."""
@@ -94,6 +117,12 @@ class AdminPort(NodePort, Protocol):
 
     async def steer_run(self, run_id: str, verb: str) -> RunView:
         """Pause, resume or cancel a run that this device coordinates."""
+
+    async def vote(self, patch: str, *, is_yes: bool) -> dict[str, Any]:
+        """Vote with this device on a patch, before it has by itself."""
+
+    async def roll_back(self, patch: str) -> dict[str, Any]:
+        """Propose the way back from a patch that is in force."""
 
     def lines(self) -> list[dict[str, Any]]:
         """Return every line of the mesh, with its public sets."""

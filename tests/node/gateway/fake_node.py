@@ -21,7 +21,17 @@ from node.errors import StartError
 from node.journal import Journal
 from node.runs import RunView
 from node.services.coordinator import TrainOptions
-from node.views import AttemptView, JobView, LedgerView, ModelView, PeerView, StatusView
+from node.views import (
+    AttemptView,
+    JobView,
+    LedgerView,
+    ModelView,
+    PatchView,
+    PeerView,
+    ProposalView,
+    StatusView,
+    VoterView,
+)
 from protocol.identity import PeerId
 from runtime.engine import FinishReason
 
@@ -30,6 +40,7 @@ ANN = PeerId("12D3KooW" + "A" * 44)
 BOB = PeerId("12D3KooW" + "B" * 44)
 JOB_ID = "0123456789abcdef0123456789abcdef"
 RUN_ID = "fedcba9876543210fedcba9876543210"
+PATCH_ID = "5a" * 32
 STARTED = ChatStarted(JOB_ID, 1, BOB, "tiny")
 FINISHED = ChatFinished(JOB_ID, FinishReason.STOP, prompt_tokens=7, completion_tokens=3)
 HELLO = [STARTED, ChatDelta("Hel", 1), ChatDelta("lo ", 1), ChatDelta("“you”", 1), FINISHED]
@@ -155,6 +166,48 @@ class FakeNode:
         if "truncated" in path:
             raise StartError(f"{path} ends at byte 1, expected 2")
         return {"digest": "cd" * 32, "name": name}
+
+    def patches(self) -> list[PatchView]:
+        return [self._patch()]
+
+    def patch(self, patch: str) -> PatchView:
+        if not PATCH_ID.startswith(patch):
+            raise StartError(f"{patch!r} names 0 patches; run 'agora patches'")
+        return self._patch()
+
+    def _patch(self) -> PatchView:
+        return PatchView(
+            id=PATCH_ID, kind="patch", line="tiny", version=1, state="ratified", is_in_force=True, is_loaded=True, why_not="",
+            adapter_digest="ad" * 32, adapter_bytes=1_000, base_digest="cd" * 32, parent="", rolls_back_to=0, run_id=RUN_ID,
+            rounds=16, cohort=[{"peer_id": BOB, "samples": 400, "rounds": 16, "epsilon": None}], author=BOB, reason="",
+            proposed_at=1.0, expires_at=2.0,
+            scores=[
+                {"domain": "pumps", "total": 8, "before": 0.0, "after": 1.0, "loss_before": 3.8, "loss_after": 0.1}
+            ],
+        )  # fmt: skip
+
+    def proposals(self) -> list[ProposalView]:
+        return [
+            ProposalView(
+                id=PATCH_ID, kind="patch", line="tiny", version=1, state="voting", author=BOB, reason="", yes_weight=1,
+                no_weight=0, roll_weight=2, weight_to_pass=2, approved_by=[], vetoed_by=[], proposed_at=1.0, expires_at=2.0,
+                still_needed="yes of weight 1 more, of 2 on the roll",
+                votes=[
+                    VoterView(peer_id=ANN, vote="yes", reason="better", private="passed", scores=[]),
+                    VoterView(
+                        peer_id=BOB, vote="cannot vote", reason="does not hold the base", private="none", scores=[]
+                    ),
+                ],
+            )
+        ]  # fmt: skip
+
+    async def vote(self, patch: str, *, is_yes: bool) -> dict[str, Any]:
+        self.calls.append(("vote", patch, is_yes))
+        return {"id": PATCH_ID, "vote": "ee" * 32, "is_yes": is_yes}
+
+    async def roll_back(self, patch: str) -> dict[str, Any]:
+        self.calls.append(("roll_back", patch))
+        return {"id": "ff" * 32, "line": "tiny", "version": 2, "rolls_back_to": 0, "adapter_digest": ""}
 
     async def propose_charter(self, change: CharterChange) -> dict[str, Any]:
         self.calls.append(("propose_charter", change))

@@ -10,8 +10,8 @@ import trio.testing
 
 from node.gateway.bounds import Bounds
 from node.runs import RunView
-from node.views import JobView, LedgerView, ModelView, PeerView, StatusView
-from tests.node.gateway.fake_node import BOB, JOB_ID, RUN_ID, FakeNode
+from node.views import JobView, LedgerView, ModelView, PatchView, PeerView, ProposalView, StatusView
+from tests.node.gateway.fake_node import BOB, JOB_ID, PATCH_ID, RUN_ID, FakeNode
 from tests.node.gateway.raw_http import connect
 
 
@@ -27,6 +27,9 @@ from tests.node.gateway.raw_http import connect
         (f"/api/jobs/{JOB_ID[:6]}", JobView),
         ("/api/runs", list[RunView]),
         (f"/api/runs/{RUN_ID[:6]}", RunView),
+        ("/api/patches", list[PatchView]),
+        (f"/api/patches/{PATCH_ID[:6]}", PatchView),
+        ("/api/proposals", list[ProposalView]),
         ("/api/ledger", LedgerView),
     ],
 )
@@ -43,6 +46,8 @@ async def test_a_listing_is_its_view(client: httpx.AsyncClient, path: str, shape
     [
         ("/api/jobs/ffff", 404, "no job 'ffff', or several; 'agora jobs' lists them"),
         ("/api/runs/ffff", 404, "no run 'ffff', or several; 'agora runs' lists them"),
+        ("/api/patches/ffff", 404, "'ffff' names 0 patches; run 'agora patches'"),
+        ("/api/patches/nothex", 400, "patch_id is 'nothex': string should match pattern '^[0-9a-f]{1,64}$'"),
         ("/api/jobs/nothex", 400, "job_id is 'nothex': string should match pattern '^[0-9a-f]{1,32}$'"),
         ("/api/jobs?limit=0", 400, "limit is '0': input should be greater than or equal to 1"),
         ("/api/jobs?limit=x", 400, "limit is 'x': input should be a valid integer, unable to parse string as an integer"),
@@ -71,7 +76,15 @@ async def test_a_wrong_question_has_the_one_shape_of_errors(
 
 async def test_the_owners_verbs_are_not_on_the_gateway(client: httpx.AsyncClient, node: FakeNode) -> None:
     """A stolen API key can spend credits, not admit or bar devices."""
-    for path in ("/api/invite", "/api/models/add", "/api/models/publish", "/api/revoke", "/api/leave"):
+    for path in (
+        "/api/invite",
+        "/api/models/add",
+        "/api/models/publish",
+        "/api/vote",
+        "/api/patches/rollback",
+        "/api/revoke",
+        "/api/leave",
+    ):
         assert (await client.post(path, json={})).status_code in {404, 405}
     assert (await client.get("/api/charter")).status_code == 404
     assert node.calls == []
@@ -145,7 +158,7 @@ async def test_the_description_names_every_route_and_its_shapes(client: httpx.As
     assert set(described["paths"]) == {
         "/healthz", "/v1/models", "/v1/models/{model}", "/v1/chat/completions", "/api/status", "/api/peers", "/api/models",
         "/api/jobs", "/api/jobs/{job_id}", "/api/ledger", "/api/quotes", "/api/events",
-        "/api/runs", "/api/runs/{run_id}",
+        "/api/runs", "/api/runs/{run_id}", "/api/patches", "/api/patches/{patch_id}", "/api/proposals",
     }  # fmt: skip
     assert {"ChatBody", "StatusView", "JobView"} <= set(described["components"]["schemas"])
     assert "http://" not in json.dumps(described)
