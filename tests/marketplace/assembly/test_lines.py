@@ -14,7 +14,17 @@ from marketplace.assembly.ballot import BallotState
 from protocol import limits
 from protocol.envelope import Sealed
 from protocol.errors import AgoraError, NotAuthorised, StaleVersion
-from protocol.messages import NO_HASH, Contribution, Entry, LoraShape, RollEntry, Score
+from protocol.identity import Identity
+from protocol.messages import (
+    NO_HASH,
+    Charter,
+    CharterConsent,
+    Contribution,
+    Entry,
+    LoraShape,
+    RollEntry,
+    Score,
+)
 
 A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
 LATER = NOON + HOUR
@@ -253,7 +263,7 @@ def test_a_rollback_must_name_the_version_that_had_its_adapter() -> None:
 VOTERS = (ANN, BOB, CAT)
 ADAPTERS = (A, B, NO_HASH)
 _times = st.integers(NOON, NOON + 3 * HOUR).map(lambda at: at - at % (HOUR // 4))
-_deeds = st.one_of(
+_words = st.one_of(
     st.tuples(st.just("propose"), st.sampled_from(ADAPTERS), st.integers(1, 3), st.booleans(), _times),
     st.tuples(st.just("pass"), st.just(ANN), st.integers(0, 3), st.booleans(), _times),
     st.tuples(st.just("pass"), st.just(ANN), st.integers(0, 3), st.booleans(), st.just(NOON)),
@@ -265,6 +275,7 @@ _deeds = st.one_of(
     st.tuples(st.just("line"), st.sampled_from((LLAMA, GEMMA)), st.just(0), st.booleans(), _times),
     st.tuples(st.just("accuse"), st.sampled_from(VOTERS), st.just(0), st.booleans(), _times),
 )
+_charters = st.tuples(st.just("charter"), st.integers(1, 3), st.integers(2, 3), st.booleans(), _times)
 
 
 def do(town: Town, proposals: list[Sealed[Any]], deed: tuple[Any, ...]) -> list[Sealed[Any]]:
@@ -277,6 +288,8 @@ def do(town: Town, proposals: list[Sealed[Any]], deed: tuple[Any, ...]) -> list[
             return [town.withdraw(who, at=at)]
         case "line":
             return [town.line(base=who, at=at)]
+        case "charter":
+            return next_charter(town, VOTERS[:who], version=number, at=at, approvals_min=int(is_approved))
         case "accuse":
             return [town.evidence(town.award(who, ANN, at=at), town.award(who, BOB, at=at), by=ANN)]
     if not proposals:
@@ -292,6 +305,21 @@ def do(town: Town, proposals: list[Sealed[Any]], deed: tuple[Any, ...]) -> list[
             return [town.approve(on, at=at)]
         case _:
             return [town.veto(on, at=at)]
+
+
+def next_charter(
+    town: Town, voters: Sequence[Identity], *, version: int, at: int, **changes: Any
+) -> list[Sealed[Any]]:
+    """A charter with fewer voters or other terms, and everybody's consent."""
+    first = town.founding.message
+    fields = {name: getattr(first, name) for name in first.__struct_fields__ if name not in ("index", "prev")}
+    fields["roll"] = tuple(entry for entry in first.roll if entry.key in [key.public_key for key in voters])
+    proposed = town.write(ANN, Charter, at=at, **{**fields, "version": version, **changes})
+    consents = [
+        town.write(voter, CharterConsent, at=at + 1, charter=proposed.id, version=version)
+        for voter in VOTERS[1:]
+    ]
+    return [proposed, *consents]
 
 
 def settle(town: Town, entries: Sequence[Sealed[Entry]]) -> Assembly:
@@ -314,6 +342,7 @@ def snapshot(assembly: Assembly) -> object:
     hours = [NOON + quarter * HOUR // 4 for quarter in range(20)] + [NOON + 40 * HOUR]
     return (
         assembly.fingerprint(),
+        assembly.charter,
         assembly.lines(),
         [assembly.ballots(at) for at in hours],
         [[manifest.id for manifest in assembly.succession("llama", at)] for at in hours],
@@ -323,11 +352,15 @@ def snapshot(assembly: Assembly) -> object:
 
 
 @settings(derandomize=True, max_examples=150, deadline=None)
-@given(deeds=st.lists(_deeds, min_size=4, max_size=24), approvals_min=st.integers(0, 1), data=st.data())
+@given(
+    deeds=st.lists(st.one_of(_words, _charters), min_size=4, max_size=24),
+    approvals_min=st.integers(0, 1),
+    data=st.data(),
+)
 def test_the_same_entries_give_the_same_ballots_in_any_order(
     deeds: list[tuple[Any, ...]], approvals_min: int, data: st.DataObject
 ) -> None:
-    """Second votes, late words, vetoes, other bases and convicts included; asked at every hour, in between as well."""
+    """Second votes, late words, vetoes, other bases, convicts and new charters included; asked at every quarter hour."""
     town = Town(*((voter, str(number)) for number, voter in enumerate(VOTERS)), approvals_min=approvals_min)
     town.with_a_line()
     proposals: list[Sealed[Any]] = []
@@ -340,7 +373,7 @@ def test_the_same_entries_give_the_same_ballots_in_any_order(
 
 
 @settings(derandomize=True, max_examples=60, deadline=None)
-@given(deeds=st.lists(_deeds, min_size=4, max_size=24))
+@given(deeds=st.lists(_words, min_size=4, max_size=24))
 def test_nothing_is_in_force_without_its_certificate_and_a_humans_yes(deeds: list[tuple[Any, ...]]) -> None:
     """Counted anew from the logs, by another way than the fold's."""
     town = Town(*((voter, str(number)) for number, voter in enumerate(VOTERS))).with_a_line()
