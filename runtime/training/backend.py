@@ -103,6 +103,11 @@ class TorchTrainer:
         return self._steps_per_s
 
     @property
+    def sandbox(self) -> str:
+        """The level that the child reached; "" while there is none."""
+        return self._child.sandbox if self._child else ""
+
+    @property
     def child_pid(self) -> int | None:
         """The child's process id, while there is one."""
         return self._child.pid if self._child and self._child.is_alive else None
@@ -131,6 +136,10 @@ class TorchTrainer:
                             step = min(beat.step, steps)
                         case wire.Fitted() as fitted:
                             is_open = False
+                            if fitted.steps != steps:
+                                raise TrainerError(
+                                    f"the child trained {fitted.steps} steps, expected {steps}"
+                                )
                             if fitted.steps and fitted.seconds:
                                 self._steps_per_s = fitted.steps / fitted.seconds
                             yield Fitted(
@@ -204,7 +213,8 @@ class TorchTrainer:
         needed = self._models.models[task.base].parameters * BYTES_PER_PARAMETER
         if needed > self._memory_max():
             raise TrainerError(
-                f"the base takes about {needed // MIB} MiB to train, expected at most {self._memory_max() // MIB}"
+                f"the base takes about {needed // MIB} MiB to train, "
+                f"expected at most {self._memory_max() // MIB} MiB"
             )
         data = self._data_directory / task.data.hex() / "train.jsonl"
         if not await trio.Path(data).is_file():

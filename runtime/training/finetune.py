@@ -9,7 +9,9 @@ Only for the child; nothing here is imported by the daemon.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
@@ -320,7 +322,9 @@ class Privacy:
         self._optimizer.zero_grad()
         if samples:
             # One sample a row: Opacus takes a row for a record.
-            batch_loss(self._base, pack(samples, self._base.model.device, one_a_row=True)).backward()  # type: ignore[no-untyped-call]
+            loss = batch_loss(self._base, pack(samples, self._base.model.device, one_a_row=True))  # ()
+            with _first_layer_unsaid():
+                loss.backward()  # type: ignore[no-untyped-call]
         else:
             # Nothing was drawn: the step is noise alone. Without it everybody would see that nothing was.
             for parameter in self._optimizer.params:
@@ -331,7 +335,8 @@ class Privacy:
         """Mix the gradient of public examples in, as this share of the whole."""
         self._hooked.disable_hooks()  # else Opacus would take them for private ones of the next step
         try:
-            gradients = torch.autograd.grad(batch_loss(self._base, public), self._optimizer.params)
+            with _first_layer_unsaid():
+                gradients = torch.autograd.grad(batch_loss(self._base, public), self._optimizer.params)
         finally:
             self._hooked.enable_hooks()
         for parameter, gradient in zip(self._optimizer.params, gradients, strict=True):
@@ -340,3 +345,11 @@ class Privacy:
     def close(self) -> None:
         """Take Opacus' hooks off."""
         self._hooked.remove_hooks()
+
+
+@contextmanager
+def _first_layer_unsaid() -> Iterator[None]:
+    """Keep torch from warning that the first layer's input needs no gradient: Opacus reads its output's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        yield

@@ -4,7 +4,6 @@ Nobody waits on it between rounds, so there is no task either: whoever wants som
 is untrusted: what it says is decoded strictly, and its end, its silence or a breach of the protocol is `TrainerDied`.
 """
 
-import itertools
 import os
 import signal
 import subprocess
@@ -52,7 +51,7 @@ class TrainerChild:
         self._socket.setblocking(False)
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(self._socket))
         self._frames = wire.frame_reader()
-        self._calls = itertools.count(1)
+        self._newest_call = 0
         self._heard_at = trio.current_time()
         self._stderr = bytearray()
         self._is_sending = False
@@ -73,7 +72,8 @@ class TrainerChild:
 
     def next_call(self) -> int:
         """Return a number for a call; they rise."""
-        return next(self._calls)
+        self._newest_call += 1
+        return self._newest_call
 
     async def say(self, message: wire.ToChild) -> None:
         """Send a message whole.
@@ -107,14 +107,17 @@ class TrainerChild:
         Raises:
             TrainerDied: it ended, broke the protocol, or was silent for too long.
         """
-        messages: list[wire.FromChild] = []
+        data: bytes | bytearray | None = None
         with trio.move_on_after(seconds):
             try:
                 data = await self._stream.receive_some(PIECE_BYTES)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 data = b""
-            if not data:
-                raise await self._death()
+        if data is None:
+            messages = []
+        elif not data:
+            raise await self._death()
+        else:
             self._heard_at = trio.current_time()
             try:
                 messages = [wire.decode_from_child(body) for body in self._frames.feed(data)]
@@ -135,8 +138,8 @@ class TrainerChild:
             if self.is_ready:
                 raise BadFrame("ready twice")
             self.is_ready, self.sandbox, self.device = True, message.sandbox, message.device
-        elif not self.is_ready:
-            raise BadFrame(f"{type(message).__name__} before it was ready")
+        elif not 0 < message.call <= self._newest_call:
+            raise BadFrame(f"{type(message).__name__} for call {message.call}, which nobody made")
 
     async def end(self) -> None:
         """Kill and reap it, whatever its state; a second time does nothing."""
