@@ -182,8 +182,10 @@ class StreamLink:
             fault = await take(task, update, payload)
             if not fault and update.message.steps:
                 await self._settlement.pay_round(stream, self._work(update.message, wanted))
-        finally:
+            await stream.end()  # behind the countersignature: an abort would overtake it
+        except BaseException:
             stream.abort()
+            raise
 
     async def _follow(self, stream: Stream, traffic: Traffic) -> None:
         """Read progress to its end.

@@ -228,7 +228,7 @@ class RoundStream:
         )
         await send_bytes(stream, result.payload)
         try:
-            await self._settlement.settle_round(stream, work)
+            await self._settlement.settle_round(stream, work, lambda: self._void_ended(known))
         except (StoreFailed, NotConfirmed) as error:
             raise StreamBroken(f"nothing can be signed now: {error}") from error
         if result.round == recipe.rounds:
@@ -244,8 +244,13 @@ class RoundStream:
                 await self._finish(known, "its coordinator has ended it")
 
     async def _finish(self, known: EnlistedRun, reason: str) -> None:
-        """Nothing more will be charged: the coordinator's hold weighs on it no longer, as far as we say."""
         await self._participant.end(known.run, reason)
+        self._void_ended(known)
+
+    def _void_ended(self, known: EnlistedRun) -> None:
+        """When nothing more will be charged, the coordinator's hold weighs on it no longer, as far as we say."""
+        if not known.ended:
+            return
         award = self._award_of(known)
         claims = self._logbook.ledger.unsettled(self._logbook.me)
         if all(each.message.award != award.id for each in claims):

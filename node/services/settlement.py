@@ -168,10 +168,10 @@ class Settlement:
         written = self._written(work.job_id, work.attempt)
         self._follow_up(_Claim(buyer, wanted, delivery, written, on_end))
 
-    async def settle_round(self, stream: Stream, work: RoundWork) -> None:
+    async def settle_round(self, stream: Stream, work: RoundWork, on_end: Callable[[], None]) -> None:
         """Send the receipt of a round behind its update and wait for the countersignature; claim it later if none comes.
 
-        The round may come again after a crash of the coordinator: it has one receipt all the same.
+        When it is settled or given up, now or later, `on_end` is called. The round may come again after a crash of the coordinator: it has one receipt all the same.
 
         Raises:
             RemoteProtocolError: what came is no countersignature of this receipt.
@@ -186,12 +186,14 @@ class Settlement:
         try:
             with trio.fail_after(RECEIPT_TIMEOUT_S):
                 await stream.send(receipt.raw)
-                if payment is not None:  # the payer has only lost what it signed before
-                    return
-                await self._take_countersignature(stream, receipt)
+                if payment is None:
+                    await self._take_countersignature(stream, receipt)
+                # else the payer has only lost what it signed before
         except (MeshError, trio.TooSlowError):
             wanted = SettlementWanted(award=work.award.id, job_id=work.job_id, attempt=work.attempt)
-            self._follow_up(_Claim(work.buyer, wanted, receipt=receipt))
+            self._follow_up(_Claim(work.buyer, wanted, receipt=receipt, on_end=on_end))
+        else:
+            on_end()
 
     def _written(self, job_id: bytes, attempt: int) -> Sealed[Receipt] | None:
         """The receipt that an attempt has already, and that nobody has countersigned."""

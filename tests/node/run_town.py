@@ -15,7 +15,12 @@ APART = 1_000  # first records of two devices: their sets share none
 
 
 async def settle_town(
-    world: World, members: int = 3, *, budget_milli: int = 0, device: dict[str, Any] | None = None, **founder: Any
+    world: World,
+    members: int = 3,
+    *,
+    budget_milli: int = 0,
+    device: dict[str, Any] | None = None,
+    **founder: Any,
 ) -> list[Daemon]:
     """Found a mesh that learns; return the devices that hold data, who know each other and the founder."""
     world.learning.is_on = True

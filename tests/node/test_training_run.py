@@ -27,7 +27,9 @@ async def start(world: World, coordinator: Daemon | None = None, **changes: obje
 async def in_round(world: World, coordinator: Daemon, run: str, number: int) -> None:
     """Wait until members are at work on a round."""
     await world.until(
-        lambda: (view := coordinator.node.training_run(run)).round == number - 1 and any(view.progress.values()),
+        lambda: (
+            (view := coordinator.node.training_run(run)).round == number - 1 and any(view.progress.values())
+        ),
         120,
     )
 
@@ -111,6 +113,12 @@ async def test_private_sets_spend_in_each_round_and_the_view_says_how_much(world
         assert 0 < book.spent_milli(data_set) <= 8_000
         told = [each.epsilon_milli[device.peer_id] for each in view.history]
         assert told == sorted(told)
+        in_order = [
+            each.name for each in device.recent() if each.name in ("privacy_reserved", "receipt_settled")
+        ]
+        assert (
+            in_order == ["privacy_reserved", "receipt_settled"] * ROUNDS
+        )  # each round is paid on its own stream
         assert told[-1] == book.spent_milli(data_set)
     assert view.outlook.startswith("3 devices, in the middle 360 records under epsilon")
 
