@@ -135,6 +135,7 @@ async def _open(
     models = ModelStore(home.models)
     engine = LlamaEngine(
         models,
+        adapters_directory=home.blobs,
         slots=config.slots,
         context_tokens=config.context_tokens,
         threads=config.threads or None,

@@ -184,7 +184,7 @@ class AdapterSetAside(UnknownAdapter):
 
 
 class AdapterRefused(EngineError):
-    """The file is not this adapter, breaks a rule of the strict checker, or fits another base."""
+    """The adapter breaks a rule of the strict checker, or fits another base."""
 
 
 class Engine(Protocol):
@@ -212,8 +212,8 @@ class Engine(Protocol):
         Raises:
             UnknownModel: the base is not on this engine.
             AdapterSetAside: it has killed its process before; `unload_adapter` forgets that.
-            AdapterRefused: the file is not that adapter, or none for this base.
-            EngineDied: it killed its process; another attempt is possible.
+            AdapterRefused: it breaks a rule of the strict checker, or is none for this base: it will never do.
+            EngineError: not now; the file cannot be read or does not have that digest, or the engine is not running.
         """
 
     def unload_adapter(self, adapter: Digest) -> None:

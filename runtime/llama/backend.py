@@ -546,7 +546,7 @@ class LlamaEngine:
         try:
             return Adapter(base, path, path.stat().st_size)
         except OSError as error:
-            raise AdapterRefused(f"adapter {adapter.hex()[:8]} cannot be read: {error.strerror}") from None
+            raise EngineError(f"adapter {adapter.hex()[:8]} cannot be read: {error.strerror}") from None
 
     def _sweep_adapters(self) -> None:
         """Give back the adapters that were unloaded and that no accepted call needs any more."""

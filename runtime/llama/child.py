@@ -252,9 +252,9 @@ class Child:
         try:
             data = _read(message.path)
         except OSError as error:
-            raise BadAdapter(f"the adapter's file cannot be read: {error.strerror}") from None
-        if hashlib.sha256(data).digest() != message.adapter:
-            raise BadAdapter("the adapter's file does not have the digest that names it")
+            raise ModelError(f"the adapter's file cannot be read: {error.strerror}") from None
+        if hashlib.sha256(data).digest() != message.adapter:  # a fault of this disk, not of the adapter
+            raise ModelError("the adapter's file does not have the digest that names it")
         adapter_file.check(data, gguf_header.read_layout(message.base_path))
         model = self._model(message.model)
         if model:

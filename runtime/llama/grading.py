@@ -213,7 +213,9 @@ class Grader:
             text.feed(b"".join(map(self.model.piece, pupil.tokens[pupil.prompt_tokens :]))) + text.finish()
         )
         is_right = pupil.ended and given == pupil.response
-        return wire.Mark(is_right, pupil.loss, pupil.expected + 1, "" if is_right else given[: wire.GIVEN_CHARS_MAX])
+        return wire.Mark(
+            is_right, pupil.loss, pupil.expected + 1, "" if is_right else given[: wire.GIVEN_CHARS_MAX]
+        )
 
     def _decode(self, rows: list[Row]) -> npt.NDArray[np.float32]:
         """Run a batch and return the logits of its outputs: (outputs, vocabulary)."""
