@@ -16,7 +16,7 @@ from protocol.errors import AgoraError
 from protocol.messages import Name, Score
 from runtime.examiner import DomainResult, Question
 
-TEXT_CHARS_MAX = 16 * limits.KIB  # of a prompt or an answer: more than a small model's context
+QUESTION_BYTES_MAX = 16 * limits.KIB  # with its answer: more than an examiner's context takes
 LOSS_MILLI_MAX = 1_000_000  # a thousand nats a token: infinite for whoever reads it
 
 
@@ -26,8 +26,8 @@ class BadEvaluationSet(AgoraError):
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     domain: Name
-    prompt: Annotated[str, Meta(min_length=1, max_length=TEXT_CHARS_MAX)]
-    response: Annotated[str, Meta(min_length=1, max_length=TEXT_CHARS_MAX)]
+    prompt: Annotated[str, Meta(min_length=1)]
+    response: Annotated[str, Meta(min_length=1)]
 
 
 def read_questions(data: bytes) -> tuple[Question, ...]:
@@ -48,11 +48,19 @@ def read_questions(data: bytes) -> tuple[Question, ...]:
             raise BadEvaluationSet(
                 f"line {number}: {error}, expected one {{domain, prompt, response}}"
             ) from None
-        questions.append(Question(read.domain, read.prompt, read.response))
+        question = Question(read.domain, read.prompt, read.response)
+        if not is_askable(question):
+            raise BadEvaluationSet(f"line {number} is longer than {QUESTION_BYTES_MAX} bytes")
+        questions.append(question)
     domains = len({question.domain for question in questions})
     if not 0 < domains <= limits.DOMAINS_MAX:
         raise BadEvaluationSet(f"{domains} domains, expected 1 to {limits.DOMAINS_MAX}")
     return tuple(questions)
+
+
+def is_askable(question: Question) -> bool:
+    """Whether a question and its answer are of a length that examiners take."""
+    return len(question.prompt.encode()) + len(question.response.encode()) <= QUESTION_BYTES_MAX
 
 
 def canaries(questions: Sequence[Question], per_domain: int) -> tuple[Question, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from marketplace.assembly.judgement import Private, is_private_kept
 from node.blobs import BlobNotFound, Blobs
 from node.data_sets import DataSets
-from node.evaluation_set import canaries, read_questions, scores_of
+from node.evaluation_set import canaries, is_askable, read_questions, scores_of
 from node.services.blob_exchange import BlobExchange
 from protocol import limits
 from protocol.envelope import Sealed
@@ -114,7 +114,9 @@ class Examinations:
         for each in self._data.sets() if self._data else ():
             if each.held_out >= limits.PRIVATE_SAMPLES_MIN:
                 found = await self._data.held_out(each.digest) if self._data else ()
-                samples += [Question(PRIVATE_DOMAIN, one.prompt, one.response) for one in found]
+                samples += [
+                    Question(PRIVATE_DOMAIN, one.prompt, one.response) for one in found if is_askable(one)
+                ]
         samples = samples[:PRIVATE_SAMPLES_MAX]
         if len(samples) < limits.PRIVATE_SAMPLES_MIN:
             return "none"

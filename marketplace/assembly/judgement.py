@@ -22,6 +22,7 @@ PRIVATE_FALL_MAX = 0.02
 # Two builds of one engine may flip a token in a hundred answers; who claims more than that has measured something else.
 CLAIM_EXCESS_MAX = 0.05
 CLAIM_EXCESS_DOMAIN_MAX = 0.10
+ROUNDING = 1e-9  # 0.90 - 0.88 is a little more than 0.02
 SAMPLE_DEVIATIONS = 2.0  # what chance alone may take from a part of the questions, in standard deviations
 
 
@@ -87,7 +88,7 @@ def judge_rollback(
 
 def is_private_kept(before: Score, after: Score) -> bool:
     """Whether a device's own samples are answered no worse than before."""
-    return _share(before) - _share(after) <= PRIVATE_FALL_MAX
+    return not _is_over(_share(before) - _share(after), PRIVATE_FALL_MAX)
 
 
 def why_fallen(told: Sequence[Score], canaries: Sequence[Score]) -> str:
@@ -102,7 +103,7 @@ def why_fallen(told: Sequence[Score], canaries: Sequence[Score]) -> str:
         before = known.get(now.domain)
         if before is None:
             continue
-        if _share(before) - _share(now) > DOMAIN_FALL_MAX + _chance(before, now):
+        if _is_over(_share(before) - _share(now), DOMAIN_FALL_MAX + _chance(before, now)):
             return f"{now.domain} fell from {_share(before):.2f} to {_share(now):.2f}"
     return ""
 
@@ -131,8 +132,8 @@ def _why_untrue(after: Sequence[Score], claimed: Sequence[Score]) -> str:
         return "the manifest tells of other domains than the evaluation set has"
     excess = [_share(said[found.domain]) - _share(found) for found in after]
     worst = max(range(len(after)), key=excess.__getitem__)
-    is_domain_off = excess[worst] > CLAIM_EXCESS_DOMAIN_MAX
-    if is_domain_off or sum(excess) / len(excess) > CLAIM_EXCESS_MAX:
+    is_domain_off = _is_over(excess[worst], CLAIM_EXCESS_DOMAIN_MAX)
+    if is_domain_off or _is_over(sum(excess) / len(excess), CLAIM_EXCESS_MAX):
         found = after[worst]
         return f"it claims {_share(said[found.domain]):.2f} of {found.domain}, found {_share(found):.2f}"
     return ""
@@ -141,10 +142,10 @@ def _why_untrue(after: Sequence[Score], claimed: Sequence[Score]) -> str:
 def _why_worse(before: Sequence[Score], after: Sequence[Score]) -> str:
     falls = [_share(old) - _share(new) for old, new in zip(before, after, strict=True)]
     worst = max(range(len(falls)), key=falls.__getitem__)
-    if falls[worst] > DOMAIN_FALL_MAX:
+    if _is_over(falls[worst], DOMAIN_FALL_MAX):
         old, new = before[worst], after[worst]
         return f"{old.domain} falls from {_share(old):.2f} to {_share(new):.2f}"
-    if (mean := sum(falls) / len(falls)) > MEAN_FALL_MAX:
+    if _is_over(mean := sum(falls) / len(falls), MEAN_FALL_MAX):
         return f"all domains fall by {mean:.3f} in the mean"
     return ""
 
@@ -155,6 +156,10 @@ def _chance(told: Score, sample: Score) -> float:
         return 0.0
     share = min(max(_share(told), 1 / (told.total + 1)), 1 - 1 / (told.total + 1))
     return SAMPLE_DEVIATIONS * sqrt(share * (1 - share) / sample.total)
+
+
+def _is_over(share: float, bound: float) -> bool:
+    return share > bound + ROUNDING
 
 
 def _share(score: Score) -> float:
