@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime.gguf_header import BadModelFile, Header, read
+from runtime.gguf_header import BadModelFile, Header, Layout, read, read_layout
 from tests.gguf_files import F32, LLAMA, header, text, tiny_model
 
 
@@ -34,6 +34,18 @@ def test_a_real_model_is_read(tmp_path: Path) -> None:
     found = read(tiny_model(tmp_path / "tiny.gguf"))
 
     assert (found.architecture, found.quantisation, found.trained_context_tokens) == ("llama", "Q4_0", 2_048)
+
+
+def test_a_layout_is_what_adapters_must_fit(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(
+        header(
+            tensors=(("blk.0.attn_q.weight", (8, 4), F32, 0), ("blk.0.attn_norm.weight", (8,), F32, 128)),
+            data_bytes=160,
+        )
+    )
+
+    assert read_layout(path) == Layout("llama", heads=4, kv_heads=2, shapes={"blk.0.attn_q.weight": (4, 8)})
 
 
 @pytest.mark.parametrize(
