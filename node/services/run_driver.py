@@ -8,6 +8,7 @@ way once more, and who has trained it sends the same bytes.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -150,6 +151,11 @@ class RunDriver:
         except (trio.WouldBlock, trio.BrokenResourceError):
             return False
         return True
+
+    async def _report(self, sender: PeerId, news: Incoming) -> None:
+        """Let the machine know from within; an update that comes when the run is over is paid, and is no news any more."""
+        with suppress(trio.BrokenResourceError):
+            await self._send.send((sender, news))
 
     async def drive(self) -> None:
         """Drive the run until it is over; what is kept of it says how it ended."""
@@ -351,7 +357,7 @@ class RunDriver:
                 self._steps[peer, wanted.round] = update.message.steps
                 member.is_paid = True
                 member.epsilon_milli = update.message.epsilon_milli
-            await self._send.send((peer, Update(update, fault)))
+            await self._report(peer, Update(update, fault))
             return fault
 
         member.traffic.step, member.is_paid = 0, False
@@ -360,7 +366,7 @@ class RunDriver:
                 await member.link.ask(wanted, member.traffic, take)
             except AgoraError as error:
                 self._faults[peer] = str(error)
-                await self._send.send((peer, Lost(str(error), wanted.round)))
+                await self._report(peer, Lost(str(error), wanted.round))
         member.scope = None
 
     def _refuse(self, peer: PeerId, number: int, reason: str) -> None:
@@ -387,7 +393,7 @@ class RunDriver:
             file.since, file.next, file.payload, file.done = file.next, state, payload, number
             await self._tools.book.keep(file, view)
         except (AgoraError, ValueError) as error:
-            await self._send.send((self.announcement.sender, NotAggregated(number, str(error))))
+            await self._report(self.announcement.sender, NotAggregated(number, str(error)))
             return
         self._payload = made.payload
         for digest in old - {b"", NO_HASH}:
