@@ -90,12 +90,14 @@ ATTEMPTS_MAX = 5  # sellers tried for one job before the client is told
 
 # --- assembly ----------------------------------------------------------------------------------------------------
 ROLL_LOG_ENTRIES_MAX = (
-    16_384  # a device a day for 40 years; one hostile voter costs others 8 MiB, not all memory
+    16_384  # a device a day for 40 years
 )
 INVITATION_CHARS_MAX = 12 * KIB  # an invitation of 8 KiB, its seed, mesh id and checksum, in base64
 CREDIT_LINE_MICRO_DEFAULT = 10_000_000  # 10 credits: what a device may owe before it has earned anything
 # manifests and evidence of one that is not on the roll, kept by every member: 9 MiB at the worst
 MEMBER_LOG_ENTRIES_MAX = 256
+# of one author, whoever it is: thirty thousand votes of 1 KiB. Manifests and evidence are larger, and dated as one likes.
+ASSEMBLY_LOG_BYTES_MAX = 32 * MIB
 
 # --- lines and patches ---------------------------------------------------------------------------------------------
 PROPOSALS_PER_DAY_MAX = (

@@ -182,6 +182,7 @@ class Assembly:
             is_approver=any(entry.sender in each.approvers for each in self._reigns),
             is_recovery=any(entry.sender in each.recovery for each in self._reigns),
         )
+        self._logs.check_room(entry)
         check_form(entry)
         self._promises.check(entry)
         match message:

@@ -12,6 +12,7 @@ from typing import Any
 from marketplace.assembly.evidence import Contradiction
 from protocol import limits
 from protocol.envelope import Sealed
+from protocol.errors import BrokenLog
 from protocol.identity import PeerId
 from protocol.log import AuthorLog
 from protocol.messages import Entry, Head
@@ -30,6 +31,7 @@ class Logs:
 
     def __init__(self) -> None:
         self._logs: dict[PeerId, AuthorLog] = {}
+        self._sizes: dict[PeerId, int] = {}
         self._closings: dict[PeerId, _Closing] = {}
         self._fingerprint = b""
 
@@ -37,6 +39,7 @@ class Logs:
         """Return the same logs, to grow on their own."""
         fork = Logs()
         fork._logs = {author: log.fork() for author, log in self._logs.items()}
+        fork._sizes = dict(self._sizes)
         fork._closings = dict(self._closings)
         fork._fingerprint = self._fingerprint
         return fork
@@ -44,6 +47,18 @@ class Logs:
     def of(self, author: PeerId) -> AuthorLog:
         """Return an author's log; an empty one, which is not kept, when nothing of it is known."""
         return self._logs.get(author) or AuthorLog(author, "assembly")
+
+    def check_room(self, entry: Sealed[Entry]) -> None:
+        """Check that an author's log may grow by an entry: every member has to keep it.
+
+        Raises:
+            BrokenLog: it is full.
+        """
+        size = self._sizes.get(entry.sender, 0) + len(entry.raw)
+        if size > limits.ASSEMBLY_LOG_BYTES_MAX:
+            raise BrokenLog(
+                f"assembly log of {entry.sender} is full, at most {limits.ASSEMBLY_LOG_BYTES_MAX} bytes allowed"
+            )
 
     def append(self, entry: Sealed[Entry]) -> bool:
         """Take the next entry of a log in; return False when it was there already.
@@ -55,6 +70,7 @@ class Logs:
         if not log.append(entry):
             return False
         self._logs[entry.sender] = log
+        self._sizes[entry.sender] = self._sizes.get(entry.sender, 0) + len(entry.raw)
         self._fingerprint = b""
         return True
 

@@ -302,6 +302,20 @@ def test_filling_members_disks_with_proposals_ends_at_a_bound(monkeypatch: pytes
         assembly.apply(town.propose(B, by=EVE))
 
 
+def test_a_voter_cannot_fill_members_disks_with_large_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dated long ago, one a day, no rate stops them."""
+    town = Town((ANN, "ann"))
+    large = [town.propose(A, number, at=NOON - number * DAY, reason="x" * 256) for number in range(1, 9)]
+    kept = sum(len(entry.raw) for entry in (town.founding, *large[:5]))
+    monkeypatch.setattr(limits, "ASSEMBLY_LOG_BYTES_MAX", kept)
+    assembly = town.assembly(*large[:5])
+
+    with pytest.raises(BrokenLog, match="full"):
+        assembly.fork().apply(large[5])
+
+    assert len(assembly.ballots(NOON)) == 5
+
+
 def test_what_a_revoked_device_proposed_is_not_voted_on_but_what_was_ratified_stays() -> None:
     town = Town((ANN, "ann")).with_a_line()
     admitted = town.admit(EVE)
