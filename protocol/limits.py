@@ -89,9 +89,7 @@ WINDOWS_MISSED_MAX = 2  # a peer that missed this many windows in a row is asked
 ATTEMPTS_MAX = 5  # sellers tried for one job before the client is told
 
 # --- assembly ----------------------------------------------------------------------------------------------------
-ROLL_LOG_ENTRIES_MAX = (
-    16_384  # a device a day for 40 years
-)
+ROLL_LOG_ENTRIES_MAX = 16_384  # a device a day for 40 years
 INVITATION_CHARS_MAX = 12 * KIB  # an invitation of 8 KiB, its seed, mesh id and checksum, in base64
 CREDIT_LINE_MICRO_DEFAULT = 10_000_000  # 10 credits: what a device may owe before it has earned anything
 # manifests and evidence of one that is not on the roll, kept by every member: 9 MiB at the worst

@@ -130,7 +130,6 @@ def receipt(of: Sealed[Award], *, signer: str | None = None, **changes: Any) -> 
         "payee": of.message.seller,
         "model": MODEL,
         "adapter": NO_HASH,
-        "adapter": NO_HASH,
         "sampling": b"a" * 32,
         "seed": 7,
         "prompt": b"p" * 32,
