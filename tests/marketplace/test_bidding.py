@@ -45,6 +45,7 @@ def test_a_free_seller_bids_its_price_and_what_its_measured_speed_promises() -> 
         ("price", {"total_micro_max": 4_999}, {}, {}),
         ("memory", {}, {}, {"is_memory_enough": False}),
         ("model_missing", {}, {}, {"context_tokens": None}),
+        ("model_missing", {"adapter": b"a" * 32}, {}, {"is_adapter_ready": False}),
         ("context", {}, {}, {"context_tokens": 299}),
         ("battery", {}, {}, {"battery_percent": 29}),
         ("policy", {"privacy": "local"}, {}, {}),

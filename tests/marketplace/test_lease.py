@@ -78,9 +78,10 @@ def test_jobs_under_way_use_up_the_hold_too() -> None:
         Session(b"x" * 32, MODEL, "owner"),
         Session(SESSION, b"x" * 32, "owner"),
         Session(SESSION, MODEL, "mesh"),
+        Session(SESSION, MODEL, "owner", b"a" * 32),
     ],
 )
-def test_another_session_model_or_privacy_class_does_not_ride_on_it(session: Session) -> None:
+def test_another_session_model_adapter_or_privacy_class_does_not_ride_on_it(session: Session) -> None:
     leases = Leases()
     leases.open(award(), 100.0, CHAT)
 
