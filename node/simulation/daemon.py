@@ -94,6 +94,10 @@ class Daemon:
         self.blobs = MemoryBlobs()  # both lie on the device's disk, and outlive its process
         self.data = MemoryData(self.clock, salt=str(parts.identity.peer_id).encode())
         self.fits: list[Fit] = []  # every one that its trainer ever began
+        self.fitted: list[
+            tuple[int, Fit]
+        ] = []  # those that came to their end, and in which life of the process
+        self.starts = 0
         self.journal = Journal(
             wall_clock=lambda: self.clock.utc_ms() / 1000,
             monotonic=trio.current_time,
@@ -107,7 +111,6 @@ class Daemon:
         self._surroundings = world
         self._process: trio.CancelScope | None = None
         self._ended = trio.Event()
-        self._starts = 0
 
     @property
     def peer_id(self) -> PeerId:
@@ -127,7 +130,7 @@ class Daemon:
     # --- the process ----------------------------------------------------------------------------------------------
     async def start(self) -> None:
         """Start the daemon from its disk; it runs when this returns, and has met nobody yet."""
-        self._starts += 1
+        self.starts += 1
         self.disk.is_plugged_in = True
         self.mesh = self._surroundings.network.join(self.peer_id, self.journal)
         ports = Ports(
@@ -136,7 +139,7 @@ class Daemon:
             engine=self.engine,
             clock=self.clock,
             journal=self.journal,
-            rng=self._surroundings.random(f"{self.name} {self._starts}"),
+            rng=self._surroundings.random(f"{self.name} {self.starts}"),
             device=lambda: self.device,
             blobs=self.blobs,
             data=self.data,

@@ -14,7 +14,7 @@ from protocol.messages import Recipe
 from runtime.engine import Digest
 from runtime.toy_examiner import ToyExaminer
 from runtime.toy_trainer import ToyData, ToyTrainer, toy_adapter, toy_shapes
-from runtime.trainer import Fit, FitFrame
+from runtime.trainer import Fit, FitFrame, Fitted
 
 if TYPE_CHECKING:
     from node.adapter_maker import Shapes
@@ -24,17 +24,19 @@ ROUND_S = 6.0  # of the usual number of steps
 
 
 class RecordingTrainer(ToyTrainer):
-    """Keeps account of each fit that it begins, for the laws of privacy."""
+    """Keeps account of each fit that it begins and ends, for the laws."""
 
-    def __init__(self, fits: list[Fit], *arguments: Any, **settings: Any) -> None:
+    def __init__(self, daemon: "Daemon", *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self._fits = fits
+        self._daemon = daemon
 
     async def fit(self, task: Fit) -> AsyncGenerator[FitFrame, None]:
         """See `Trainer.fit`."""
-        self._fits.append(task)
+        self._daemon.fits.append(task)
         async with aclosing(super().fit(task)) as frames:
             async for frame in frames:
+                if isinstance(frame, Fitted):
+                    self._daemon.fitted.append((self._daemon.starts, task))
                 yield frame
 
 
@@ -69,7 +71,7 @@ class LearningKit:
         """Return a trainer of this device's data."""
         daemon = self._daemon
         return RecordingTrainer(
-            daemon.fits,
+            daemon,
             self._data,
             daemon.blobs.read,
             rng,

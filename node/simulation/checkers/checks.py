@@ -94,6 +94,7 @@ LAWS: Final[tuple[tuple[Law, When], ...]] = (
     (privacy.no_round_is_spent_twice, When.END),
     (privacy.nothing_private_is_trained_unpaid, When.END),
     (runs.who_trained_was_in_the_cohort, When.END),
+    (runs.no_round_is_trained_twice, When.END),
     (runs.no_cohort_is_smaller_than_its_members_allow, When.END),
     (belonging.all_agree_on_the_assembly, When.CALM),
     (patches.all_follow_the_same_head, When.CALM),

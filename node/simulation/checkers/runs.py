@@ -1,6 +1,7 @@
 """Laws of runs: who trains was chosen, in company that its owner accepts, and whatever begins comes to an end."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
@@ -34,6 +35,21 @@ def who_trained_was_in_the_cohort(scene: Scene) -> Iterator[Broken]:
                 yield Broken(daemon.name, f"it spent on run {run.hex()[:12]}, whose cohort does not name it")
             elif known.coordinator != daemon.peer_id and _job_id(run, daemon) not in accepted:
                 yield Broken(daemon.name, f"it spent on run {run.hex()[:12]} and accepted no award of it")
+
+
+def no_round_is_trained_twice(scene: Scene) -> Iterator[Broken]:
+    """Who has trained a round has its result, and sends that to whoever asks for it again.
+
+    A crash may have come before the result was on disk, and a full disk takes none.
+    """
+    for daemon in scene.honest:
+        if daemon.disk.was_filled:
+            continue
+        # the draws of a round follow from its run, its data and its number
+        counts = Counter((life, fit.data, fit.seed, fit.round) for life, fit in daemon.fitted)
+        for (_, _, _, number), times in counts.items():
+            if times > 1:
+                yield Broken(daemon.name, f"it trained round {number} of one run {times} times")
 
 
 def no_cohort_is_smaller_than_its_members_allow(scene: Scene) -> Iterator[Broken]:

@@ -12,7 +12,7 @@ from protocol.envelope import Sealed
 from protocol.errors import AgoraError
 from protocol.messages import Approval, Entry, Manifest, Vote
 from protocol.topics import ASSEMBLY
-from tests.node.simulation.story import lead
+from tests.node.simulation.story import lead, when
 
 GOOD: Final = 900_000
 BETTER: Final = 990_000
@@ -200,3 +200,117 @@ async def member_approves(world: World) -> None:
 async def say(mallory: Daemon, entry: Entry) -> None:
     """Gossip an entry that no sound node of its author would write."""
     await mallory.mesh.publish(ASSEMBLY, mallory.node.wire.seal(entry).raw)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+async def school(
+    world: World, *, trainers: int = 3, budget_milli: int = 0, samples: int = 400
+) -> tuple[Daemon, list[Daemon]]:
+    """A founder who coordinates, a line, and devices with data, each of an owner of its own."""
+    world.learning.begin()
+    await world.learning.line()
+    pupils: list[Daemon] = []
+    for number in range(trainers):
+        pupils += await world.add(1, profile="laptop", owner=f"pupil {number}", is_seller=True)
+        world.learning.give_data(pupils[-1], samples=samples, budget_milli=budget_milli)
+    (teacher,) = await world.add(1, profile="laptop", owner="teacher", is_seller=True)
+    await world.run(12)
+    return teacher, pupils
+
+
+async def over(world: World, teacher: Daemon, run: bytes, within_s: float = 300.0) -> None:
+    """Wait for the end of a run, or no longer."""
+    ends = ("finished", "aborted", "cancelled", "unsold")
+
+    def is_over() -> bool:
+        views = teacher.node.runs() if teacher.is_online else []
+        return any(view.run_id == run.hex() and view.state in ends for view in views)
+
+    with suppress(TimeoutError):
+        await world.until(is_over, within_s)
+
+
+async def two_runs(world: World) -> None:
+    """The first run spends most of everybody's privacy; a second one is announced."""
+    teacher, _ = await school(world, budget_milli=3_000)
+    for _ in range(2):
+        await over(world, teacher, await world.learning.train(by=teacher, rounds=3))
+        await world.run(5)
+
+
+async def small_cohort(world: World) -> None:
+    """Only two hold such data, and their owners want three; the coordinator would be content."""
+    teacher, _ = await school(world, trainers=2)
+    await over(world, teacher, await world.learning.train(by=teacher, rounds=2, cohort_min=2))
+
+
+async def false_cohort(world: World) -> None:
+    """A coordinator shows members cohorts in which they stand thrice, alone."""
+    world.learning.begin()
+    await world.learning.line()
+    (liar,) = await world.add(1, profile="laptop", owner="mallory", is_seller=True)
+    turn(world, liar, "lying-coordinator")
+    for number in range(6):
+        (pupil,) = await world.add(1, profile="laptop", owner=f"pupil {number}", is_seller=True)
+        world.learning.give_data(pupil, budget_milli=8_000)
+    await world.run(12)
+    await world.learning.train(by=liar, rounds=4)
+    await world.run(80)
+
+
+async def participant_dies(world: World) -> None:
+    """A participant loses its power in mid-step, is back at once, and asked for the same round again."""
+    teacher, pupils = await school(world, budget_milli=8_000)
+    begun = when(world, "privacy_reserved")
+    run = await world.learning.train(by=teacher, rounds=3)
+    await begun.wait()
+    await world.run(0.6)
+    await world.restart(*pupils)
+    await over(world, teacher, run)
+
+
+async def coordinator_dies(world: World) -> None:
+    """The coordinator loses its power in mid-round, and is back after a while."""
+    teacher, _ = await school(world, budget_milli=8_000)
+    ended = when(world, "round_ended")
+    run = await world.learning.train(by=teacher, rounds=3)
+    await ended.wait()
+    await world.run(0.5)
+    await world.kill(teacher)
+    await world.run(10)
+    await world.restart(teacher)
+    await over(world, teacher, run)
+
+
+async def coordinator_gone_early(world: World) -> None:
+    """The coordinator loses its power while it waits for bids."""
+    teacher, _ = await school(world)
+    await world.learning.train(by=teacher, rounds=2)
+    await world.run(5)
+    await world.restart(teacher)
+    await world.run(30)
+
+
+async def cancelled(world: World) -> None:
+    """The run's owner cancels it after the first round."""
+    teacher, _ = await school(world)
+    ended = when(world, "round_ended")
+    run = await world.learning.train(by=teacher, rounds=8)
+    await ended.wait()
+    await world.run(1)
+    await teacher.node.steer_run(run.hex(), "cancel")
+    await over(world, teacher, run)
+
+
+async def old_rounds(world: World) -> None:
+    """A coordinator asks for rounds again that were trained before, without privacy; whoever trains wants to be paid."""
+    world.learning.begin()
+    await world.learning.line()
+    (liar,) = await world.add(1, profile="laptop", owner="mallory", is_seller=True)
+    turn(world, liar, "lying-coordinator")
+    for number in range(6):
+        (pupil,) = await world.add(1, profile="laptop", owner=f"pupil {number}", is_seller=True)
+        world.learning.give_data(pupil)
+    await world.run(12)
+    await world.learning.train(by=liar, rounds=6)
+    await world.run(120)

@@ -323,6 +323,10 @@ async def private_records_are_trained_bare(hall: Hall) -> None:
     hall.owner.fits.append(hall.fit(noise=None))
 
 
+async def a_round_is_trained_again(hall: Hall) -> None:
+    hall.owner.fitted.extend([(hall.owner.starts, hall.fit(noise=None))] * 2)
+
+
 async def a_stranger_to_the_cohort_trains(hall: Hall) -> None:
     await hall.joins(hall.owner, *hall.voters[1:])
     await hall.spends(hall.owner, number=1, index=50)
@@ -383,6 +387,7 @@ FAULTS: tuple[tuple[Callable[..., Any], Callable[[Hall], Awaitable[None]], str],
     (privacy.nothing_private_is_trained_unpaid, private_records_are_trained_bare, "without noise"),
     (runs.who_trained_was_in_the_cohort, a_stranger_to_the_cohort_trains, "does not name it"),
     (runs.who_trained_was_in_the_cohort, nobody_was_awarded, "accepted no award of it"),
+    (runs.no_round_is_trained_twice, a_round_is_trained_again, "it trained round 1 of one run 2 times"),
     (runs.no_cohort_is_smaller_than_its_members_allow, a_cohort_is_too_small, "a cohort of 2, 3 wanted"),
     (runs.every_run_ends, a_run_goes_on, "is running after 2 rounds"),
     (runs.ended_runs_hold_nothing, an_ended_run_holds_credit, "are still set aside for voter-2"),
