@@ -7,6 +7,7 @@ from marketplace.assembly.ballot import BallotState
 from node.chat import UnknownModelName, Unsold
 from node.simulation.toys import LINE, digest_of
 from protocol.messages import NO_HASH
+from runtime.engine import EngineDied
 from tests.node.patch_town import (
     WITH_A_HUMAN,
     Said,
@@ -300,3 +301,33 @@ async def test_a_device_whose_canaries_fall_serves_the_patch_no_more_and_propose
     ] == [manifest.id.hex()]
     assert town.founder.node.status().warnings == []
     assert (await town.chat(town.founder)).text == answer(None)
+
+
+async def test_who_advertises_the_adapter_is_asked_first_and_others_with_the_base_last(town: Town) -> None:
+    """An advert is seconds old: whoever has the base may have loaded it since, but is not asked while others say they have."""
+    await town.seat()
+    buyer, crippled = await town.buyer(), await town.seller()
+    crippled.engine.load_adapter = engine_dies  # type: ignore[method-assign]
+    await town.open()
+    healing = adapter()
+    manifest = await town.propose(healing)
+    await town.until_served(manifest, by=town.voters)
+    await town.world.run(70)
+
+    patched = await town.chat(buyer)
+    asked = set(buyer.node.jobs()[0].attempts[0].asked)
+    for voter in town.voters:
+        await voter.kill()
+    bare = await town.chat(buyer)
+
+    assert (patched.text, bare.text) == (answer(healing), answer(None))
+    assert asked == {voter.peer_id for voter in town.voters}
+    assert {
+        "peer_id": crippled.peer_id,
+        "reason": "model_missing",
+        "detail": "the adapter is not ready here",
+    } in (buyer.node.jobs()[0].declines)
+
+
+async def engine_dies(*_: object) -> None:
+    raise EngineDied("out of memory")
