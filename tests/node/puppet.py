@@ -14,7 +14,7 @@ from node.simulation.virtual_clock import VirtualClock
 from node.wire import Wire
 from protocol.envelope import Sealed, encode
 from protocol.identity import PeerId
-from protocol.mesh import Stream, StreamHandler
+from protocol.mesh import Stream, StreamHandler, Verdict
 from protocol.messages import (
     NO_HASH,
     Accept,
@@ -35,7 +35,7 @@ from protocol.messages import (
     Turn,
     Work,
 )
-from protocol.topics import HELLO, JOB, StreamProtocol
+from protocol.topics import HELLO, JOB, RUNS, StreamProtocol
 from runtime.echo import ECHO_MODEL, token_bytes
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class Puppet:
         self.heads: tuple[Head, ...] = ()
         self.tails: dict[str, Sealed[Any]] = {}
         self.mesh.serve(HELLO, self._answer_hello)
+        self.mesh.subscribe(RUNS, lambda _data, _peer: Verdict.ACCEPT, self._overhear)
+
+    async def _overhear(self, _data: bytes, _peer: PeerId) -> None:
+        """Whoever announces takes part in the topic; it answers nothing there."""
 
     @property
     def peer_id(self) -> PeerId:
