@@ -95,9 +95,9 @@ class Tally:
         if self.certified_ms is not None:
             is_waiting = self.ratified_ms is not None or now_ms <= self.approve_until_ms
             return BallotState.CERTIFIED if is_waiting else BallotState.EXPIRED
-        if now_ms > self.vote_until_ms:
-            return BallotState.EXPIRED
-        return BallotState.VOTING if self.can_pass else BallotState.REJECTED
+        if not self.can_pass:
+            return BallotState.REJECTED
+        return BallotState.VOTING if now_ms <= self.vote_until_ms else BallotState.EXPIRED
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ def test_a_ballot_that_cannot_pass_any_more_is_rejected_before_its_time() -> Non
 
     assert ballot(town, proposal, noes[0]).state is BallotState.VOTING
     assert ballot(town, proposal, *noes).state is BallotState.REJECTED
+    assert ballot(town, proposal, *noes, at=NOON + 2 * VOTE).state is BallotState.REJECTED
 
 
 def test_a_no_may_become_a_yes_and_a_yes_stands() -> None:
