@@ -60,6 +60,11 @@ _KEYS: Final = {
 }
 _REQUIRED: Final = tuple(_KEYS)[:4]
 _TYPES: Final[Mapping[int, np.dtype[Any]]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}  # ggml's F32 and F16
+# Bytes of a value: the integer of its size, all bits but the sign's, and the bits of `VALUE_MAX`.
+_BITS: Final[Mapping[int, tuple[np.dtype[Any], Any, int]]] = {
+    4: (np.dtype("<u4"), np.uint32(0x7FFF_FFFF), int(np.float32(VALUE_MAX).view(np.uint32))),
+    2: (np.dtype("<u2"), np.uint16(0x7FFF), int(np.float16(VALUE_MAX).view(np.uint16))),
+}
 _TENSOR_NAME: Final = re.compile(
     rf"(?P<layer>blk\.(0|[1-9][0-9]{{0,2}}))\.(?P<target>{'|'.join(TARGETS)})\.weight\.lora_(?P<side>[ab])"
 )
@@ -301,9 +306,11 @@ class _Checker:
 
     def _values(self, tensors: list[_Tensor]) -> None:
         for tensor in tensors:
-            values = np.frombuffer(self._data, tensor.dtype, tensor.shape[0] * tensor.shape[1], tensor.start)
-            # A comparison with NaN is false, so that this one line refuses NaN, infinity and what is too large.
-            if not bool((np.abs(values) <= VALUE_MAX).all()):
+            # Without their signs, floats are ordered as the integers that their bits are, and infinity and NaN come
+            # last: one comparison of integers refuses all three, ten times as fast as one of halves.
+            bits, magnitude, largest = _BITS[tensor.dtype.itemsize]
+            values = np.frombuffer(self._data, bits, tensor.shape[0] * tensor.shape[1], tensor.start)
+            if int((values & magnitude).max()) > largest:
                 raise BadAdapter(
                     f"tensor {tensor.name!r} has a value that is not finite or over {VALUE_MAX:g} in size"
                 )
