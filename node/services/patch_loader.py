@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from marketplace.assembly.ballot import BallotState
+from marketplace.assembly.ballot import BallotState, BallotView
 from node.blobs import Blobs
 from node.clock import Clock
 from node.examinations import Examinations
@@ -34,6 +34,17 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
 LOOK_INTERVAL_S = 30.0  # a model may have been added, or the clock set, without an entry of anybody's
 RETRY_S, RETRY_S_MAX = 2.0, 120.0  # nobody has the blob, no memory for an exam: each time twice as long
 NEVER_LOADED = (BadAdapter, AdapterRefused, AdapterSetAside)
+
+
+def _is_lost(ballot: BallotView, now_ms: int) -> bool:
+    """Whether a proposal will never be in force, whatever its line becomes and whatever is still to come."""
+    match ballot.state:
+        case BallotState.REJECTED:
+            return ballot.yes_weight < ballot.weight_to_pass  # else only its line's base has changed
+        case BallotState.EXPIRED:  # words that were signed in time may come when a partition ends
+            return ballot.manifest.message.expires_at <= now_ms
+        case state:
+            return state in (BallotState.VETOED, BallotState.WITHDRAWN, BallotState.SUPERSEDED)
 
 
 class _NotYet(AgoraError):
@@ -67,6 +78,7 @@ class PatchLoader:
         self._journal = journal
         self._on_change = on_change
         self._states: dict[bytes, BallotState] = {}  # of each manifest, as last told in the journal
+        self._lost: set[bytes] = set()  # manifests whose files were dropped
         self._loading: set[bytes] = set()
         self._pauses: dict[bytes, tuple[float, float]] = {}  # until when, and how long the next one is
         self._refused: dict[bytes, str] = {}  # manifests never to be loaded here, and why
@@ -84,7 +96,7 @@ class PatchLoader:
             task_status.started()
             while True:
                 grown = self._logbook.grown
-                self._tell()
+                self._tell(nursery)
                 self._unload_barred()
                 self._take_up(nursery)
                 with trio.move_on_after(self._quiet_s()):
@@ -107,8 +119,8 @@ class PatchLoader:
         self._on_change()
 
     # --- what has changed -------------------------------------------------------------------------------------------
-    def _tell(self) -> None:
-        """Write into the journal what became of the ballots."""
+    def _tell(self, nursery: trio.Nursery) -> None:
+        """Write into the journal what became of the ballots; a file that nobody will ever load is kept no longer."""
         for ballot in self._logbook.assembly.ballots(self._utc_ms()):
             known = self._states.get(ballot.id)
             message = ballot.manifest.message
@@ -117,7 +129,17 @@ class PatchLoader:
                 self._journal.write("manifest_heard", **fields)
             if ballot.state is not known and ballot.state is BallotState.RATIFIED:
                 self._journal.write("patch_ratified", **fields, adapter=message.adapter)
+            if ballot.id not in self._lost and _is_lost(ballot, self._utc_ms()):
+                self._lost.add(ballot.id)
+                nursery.start_soon(self._drop, Digest(message.adapter))
             self._states[ballot.id] = ballot.state
+
+    async def _drop(self, adapter: Digest) -> None:
+        """Drop a blob unless another proposal may yet need it. Else four files a day of each member would stay for ever."""
+        ballots = self._logbook.assembly.ballots(self._utc_ms())
+        of_adapter = [each for each in ballots if each.manifest.message.adapter == adapter]
+        if self._blobs.has(adapter) and all(_is_lost(each, self._utc_ms()) for each in of_adapter):
+            await self._blobs.drop(adapter)
 
     def _unload_barred(self) -> None:
         for adapter in list(self._engine.adapters):
@@ -141,7 +163,8 @@ class PatchLoader:
     def _take_up(self, nursery: trio.Nursery) -> None:
         for line in self._logbook.assembly.lines().values():
             head = self._logbook.assembly.ratified(line.name, self._utc_ms())
-            if Digest(line.base) in self._engine.models and head is not None and self._is_wanted(head):
+            is_able = Digest(line.base) in self._engine.models and self._examinations.is_possible
+            if is_able and head is not None and self._is_wanted(head):
                 self._loading.add(head.id)
                 nursery.start_soon(self._load, head)
 

@@ -114,6 +114,8 @@ async def test_a_hostile_adapter_file_gets_a_no(town: Town) -> None:
 
     assert reasons(town) == {"refused: the toy adapter does not decode"}
     assert nothing_was_loaded(town)
+    await town.world.run(1)
+    assert not any(each.blobs.has(digest_of(hostile)) for each in town.everybody)
 
 
 async def test_a_hostile_adapter_that_a_bribed_roll_ratified_is_still_not_loaded(town: Town) -> None:
