@@ -110,7 +110,12 @@ BALLOT_BUGS: Final = (
             ),
             Fault(
                 "marketplace.assembly.ballot:Tally.state",
-                (("if now_ms > self.vote_until_ms:", "if False:"),),
+                (
+                    (
+                        "BallotState.VOTING if now_ms <= self.vote_until_ms else",
+                        "BallotState.VOTING if True else",
+                    ),
+                ),
             ),
         ),
     ),

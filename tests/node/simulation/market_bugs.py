@@ -38,10 +38,7 @@ MARKET_BUGS: Final = (
         ("who_failed_is_not_tried_again",),
         fault(
             "node.services.eligibility:Eligibility.sellers",
-            (
-                "left_out = [], self._mesh.connected, failed | asked",
-                "left_out = [], self._mesh.connected, asked",
-            ),
+            ("left_out = self._mesh.connected, failed | asked", "left_out = self._mesh.connected, asked"),
         ),
     ),
     PlantedBug(

@@ -98,11 +98,8 @@ MESH_BUGS: Final = (
         stories.lies,
         ("only_the_roll_decides",),
         fault(
-            "marketplace.assembly.assembly:Assembly._examine",
-            (
-                "entry.sender not in self._ever_admitted or not isinstance(message, Evidence)",
-                "entry.sender not in self._ever_admitted",
-            ),
+            "marketplace.assembly.assembly:check_right",
+            ("or (was_admitted and isinstance(message, _OF_MEMBERS))", "or was_admitted"),
         ),
     ),
     PlantedBug(
@@ -113,7 +110,7 @@ MESH_BUGS: Final = (
         ("nobody_honest_is_accused", "nobody_honest_is_barred", "chats_work_again"),
         fault(
             "marketplace.assembly.assembly:contradiction",
-            ("if word is None or word != _word(other):", "if False:"),
+            ("if word is None or word != _word(other) or _said_alike(one, other):", "if False:"),
         ),
     ),
     PlantedBug(
