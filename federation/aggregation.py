@@ -129,9 +129,8 @@ class _Cohort:
 def _run(flower: FedAvg, number: int, state: State, given: Sequence[Contribution]) -> State:
     """Let Flower configure the round for this cohort, hand it the answers, and return the change it makes of them."""
     if isinstance(flower, FedAvgM):
-        flower.current_arrays = (
-            None  # it would go on from its own last result; changes start from zero each round
-        )
+        # it would go on from its own last result, but changes start from zero in each round
+        flower.current_arrays = None
     zeros = {name: np.zeros_like(matrix) for name, matrix in state.items()}
     grid = cast("Grid", _Cohort(len(given)))
     asked = flower.configure_train(number, arrays(zeros), config_record({}), grid)

@@ -5,20 +5,20 @@ bytes are fit to be aggregated is found by `federation/gate.py` and told here as
 
 | state       | what comes in                               | what follows                                                 |
 |-------------|---------------------------------------------|--------------------------------------------------------------|
-| ENLISTING   | enlistment, decline                         | kept, one of each device; bids stay sealed to the window's end |
+| ENLISTING   | enlistment, decline                         | kept, one of each device; sealed until the window ends       |
 |             | window over, `cohort_min` fit               | `Open` with the best `cohort_max` -> OPENING                 |
 |             | window over, fewer                          | `Unsold`, with everybody's reason -> ABORTED                 |
 | OPENING     | `Joined`, `Lost`                            | when all have answered, or after `OPENING_S`:                |
 |             |   `cohort_min` joined                       | `Ask` round 1 -> ROUND                                       |
 |             |   fewer                                     | `Abort`                                                      |
-| ROUND n     | update of round n by a member that was asked | counted                                                      |
-|             | update of round n - 1 by a member still at it | carried over into round n, unless a fresh one replaces it    |
+| ROUND n     | update of round n, asked for                | counted                                                      |
+|             | update of round n - 1, late                 | carried over into round n, unless a fresh one replaces it    |
 |             | any other update                            | `Refuse`; nothing changed                                    |
 |             | faulty update, `Lost`                       | `Refuse`; one failure                                        |
 |             | nobody is waited for, or the deadline:      | who was waited for has failed once, and stays at work        |
 |             |   `cohort_min` updates                      | `Aggregate` -> AGGREGATING                                   |
-|             |   fewer, for the first time                 | `Ask` those that failed once more, one more `round_ms`       |
-|             |   fewer again, or not enough members left   | `Abort`                                                      |
+|             |   fewer                                     | `Ask` those that failed once more, one more `round_ms`       |
+|             |   not enough members left (they fail twice) | `Abort`                                                      |
 | AGGREGATING | `Aggregated`                                | `Ask` round n + 1, or after the last `Finish` -> FINISHED    |
 | any of them | `Pause`                                     | the clock stands still; updates that arrive are kept         |
 |             | `Resume`                                    | it goes on with the time that was left                       |
@@ -108,7 +108,6 @@ class TrainingRun:
         self.reason = ""
         self._state = State.ENLISTING
         self._is_paused = False
-        self._is_repeated = False  # whether this round's second chance is used
         self._is_aggregated = False
         self._ends_at = now + announcement.message.window_ms / 1_000
         self._left_s = 0.0  # until the deadline, while paused
@@ -277,7 +276,7 @@ class TrainingRun:
         if len(self._members) < self._wanted:
             return self._abort(f"{len(self._members)} of the cohort are left, at least {self._wanted} wanted")
         self.round += 1
-        self._is_repeated = self._is_aggregated = False
+        self._is_aggregated = False
         self._state = State.ROUND
         free = tuple(peer for peer, member in self._members.items() if not member.asked_for)
         return self._ask(free, now)
@@ -365,9 +364,9 @@ class TrainingRun:
             self._state = State.AGGREGATING
             return [*actions, Aggregate(self.round, fresh, stale, missing)]
         found = f"{len(fresh) + len(stale)} updates in round {self.round}, at least {self._wanted} wanted"
-        if self._is_repeated or len(self._members) < self._wanted:
+        if len(self._members) < self._wanted:
             return actions + self._abort(found)
-        self._is_repeated = True
+        # whoever has given nothing has failed, and leaves at the next failure: this cannot go on for long
         again = tuple(peer for peer in missing if not self._members[peer].asked_for)
         return actions + self._ask(again, now)
 

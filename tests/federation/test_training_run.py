@@ -450,15 +450,19 @@ def test_a_pause_while_aggregating_holds_back_the_next_round() -> None:
     assert run.deadline == 260.0
 
 
-def test_a_pause_while_still_aggregating_that_ends_before_it_changes_nothing() -> None:
+def test_a_pause_that_ends_while_still_aggregating_changes_nothing() -> None:
+    """In the second round: that the first one's state is there says nothing about the second's."""
     run = in_round_one(ANN, BOB)
-    give(run, ANN, 121.0)
-    give(run, BOB, 122.0)
-    run.handle_message(COORDINATOR, Pause(), 123.0)
+    for now in (121.0, 123.0):
+        give(run, ANN, now)
+        give(run, BOB, now)
+        if run.round == 1:
+            aggregate(run, 122.0)
+    run.handle_message(COORDINATOR, Pause(), 124.0)
 
-    assert run.handle_message(COORDINATOR, Resume(), 124.0) == []
-    assert run.state is State.AGGREGATING
-    assert aggregate(run, 125.0) == [Ask(2, run.cohort, 60.0)]
+    assert run.handle_message(COORDINATOR, Resume(), 125.0) == []
+    assert (run.state, run.round) == (State.AGGREGATING, 2)
+    assert aggregate(run, 126.0) == [Ask(3, run.cohort, 60.0)]
 
 
 def test_bids_still_come_in_while_a_run_is_paused_before_its_window_ends() -> None:
