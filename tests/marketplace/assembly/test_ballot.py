@@ -176,6 +176,16 @@ def test_where_no_approval_is_asked_for_one_still_ends_the_waiting() -> None:
     assert found.state is BallotState.RATIFIED
 
 
+def test_who_approves_earlier_decides_which_version_stands_where_none_need_approve() -> None:
+    """The end of the veto window would have come later for both."""
+    town = town_of(1, approvals_min=0)
+    old, new = town.propose(ADAPTER, 1), town.propose(b"b" * 32, 2, at=NOON + 1)
+    words = [town.vote(old, ANN), town.vote(new, ANN)]
+    approvals = [town.approve(new, at=NOON + 2), town.approve(old, at=NOON + 3)]
+
+    assert ballot(town, old, new, *words, *approvals).state is BallotState.SUPERSEDED
+
+
 def test_where_approval_is_asked_for_the_veto_window_alone_ratifies_nothing() -> None:
     town = town_of(1)
     proposal = town.propose(ADAPTER)

@@ -112,6 +112,21 @@ def test_a_convict_does_not_vote_any_more_but_a_certificate_that_it_helped_stays
     assert state(assembly, next_one, NOON + 30) is BallotState.VOTING
 
 
+def test_nobody_waits_for_a_convicts_vote() -> None:
+    town = four()
+    proof = town.evidence(town.award(DAN, ANN), town.award(DAN, BOB), by=ANN)
+    proposal = town.propose(A, at=NOON + 20)
+    assembly = town.assembly(proof, proposal)
+
+    view = assembly.ballot(proposal.id, NOON + 20)
+
+    assert view is not None
+    assert view.missing == (ANN.peer_id, BOB.peer_id, CAT.peer_id)
+    # The roll's weight stays: one no of the three is enough to stop it.
+    assembly.apply(town.vote(proposal, CAT, is_yes=False))
+    assert state(assembly, proposal, NOON + 20) is BallotState.REJECTED
+
+
 def test_a_vote_for_another_line_counts_nowhere() -> None:
     """A voter who was shown one line must not be counted for another."""
     town = Town((ANN, "ann")).with_a_line()

@@ -173,6 +173,26 @@ def test_what_a_human_withdrew_stays_so_and_one_who_was_replaced_withdraws_nothi
     assert assembly.may_load(b"b" * 32, NOON + 2 * HOUR) == ""
 
 
+def test_who_was_replaced_approves_and_vetoes_nothing_that_is_proposed_afterwards() -> None:
+    town = founded().with_a_line()
+    second = propose(town, ANN, ANN, approvers=(person("second human").public_key,))
+    one = town.ratify(b"a" * 32, 1, ANN, at=NOON + HOUR)
+    two = town.propose(b"b" * 32, 2, at=NOON + HOUR)
+    words = [
+        town.vote(two, ANN),
+        town.approve(two, person("second human")),
+        town.veto(two, HUMAN),
+    ]
+
+    assembly = town.assembly(second, *one, two, *words)
+
+    found = assembly.ratified("llama", NOON + 2 * HOUR)
+    assert found == two
+    ballot = assembly.ballot(one[0].id, NOON + 2 * HOUR)
+    assert ballot is not None
+    assert ballot.approved_by == ()
+
+
 def test_a_ballot_is_judged_by_the_roll_of_its_time() -> None:
     """A roll that grows later takes nothing back of what one voter had ratified."""
     town = founded().with_a_line()
