@@ -112,6 +112,20 @@ def test_a_convict_does_not_vote_any_more_but_a_certificate_that_it_helped_stays
     assert state(assembly, next_one, NOON + 30) is BallotState.VOTING
 
 
+def test_of_two_rivals_for_one_version_the_second_is_rejected_once_its_votes_are_given_away() -> None:
+    town = four()
+    one, other = town.propose(A), town.propose(B)
+    assembly = town.assembly(one, other, town.vote(one, ANN))
+    rival = assembly.ballot(other.id, NOON)
+    assert rival is not None
+    assert rival.missing == (BOB.peer_id, CAT.peer_id, DAN.peer_id)
+
+    assembly.apply(town.vote(one, BOB))
+
+    assert state(assembly, other, NOON) is BallotState.REJECTED
+    assert state(assembly, one, NOON) is BallotState.VOTING
+
+
 def test_nobody_waits_for_a_convicts_vote() -> None:
     town = four()
     proof = town.evidence(town.award(DAN, ANN), town.award(DAN, BOB), by=ANN)
