@@ -35,6 +35,7 @@ _SCHEMA = (
 )
 _PUT = "INSERT INTO record (kind, key, body) VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET body = excluded.body"
 _DELETE = "DELETE FROM record WHERE kind = ? AND key = ?"
+_OF_KIND = "SELECT key, body FROM record WHERE kind = ? ORDER BY position"
 LOAD = "SELECT kind, key, body FROM record ORDER BY position"
 PROBE = (
     "INSERT OR REPLACE INTO probe VALUES (1, zeroblob(65536))",
@@ -159,6 +160,26 @@ def check_file(path: Path) -> None:
         raise StoreCorrupt(
             f"{path} has schema version {version}, expected {SCHEMA_VERSION} or older; update agora-node"
         )
+
+
+def read_kind(path: Path, kind: str) -> list[tuple[bytes, bytes]]:
+    """Return key and body of each record of a kind, beside whatever daemon runs; a file that is not there has none.
+
+    Raises:
+        StartError: it cannot be read.
+    """
+    if not path.exists():
+        return []
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)
+        try:
+            return connection.execute(_OF_KIND, (kind,)).fetchall()
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        if _is_unfinished_first_start(path, error):
+            return []
+        raise _refused(path, error) from error
 
 
 def statements(records: Iterable[Record]) -> list[tuple[str, list[tuple[object, ...]]]]:

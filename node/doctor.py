@@ -18,6 +18,7 @@ from node import database
 from node.config import Config
 from node.home import Home
 from node.keys import is_device_key_sealed, load_device_key
+from node.patches import HELD_BACK
 from node.port import check_free, listen_address
 from node.store import measure_fsync_p50_s
 from protocol.errors import AgoraError
@@ -71,6 +72,7 @@ async def examine(home: Home, extra: Sequence[Check] = ()) -> list[Finding]:
         _clock,
         _ports,
         _models,
+        _patches,
     )
     checks = (*(partial(check, home) for check in own), *extra)
     return [await trio.to_thread.run_sync(_guarded, check) for check in checks]
@@ -199,3 +201,20 @@ def _models(home: Home) -> Finding:
         )
     size_gib = sum(path.stat().st_size for path in files) / GIB
     return Finding("models", Verdict.OK, f"{len(files)} files, {size_gib:.1f} GiB")
+
+
+def _patches(home: Home) -> Finding:
+    """What the mesh serves and this device does not, because its own canaries fell."""
+    try:
+        held_back = database.read_kind(home.database, HELD_BACK)
+    except AgoraError:  # which is said already
+        return Finding("patches", Verdict.OK, "unknown while the database cannot be read")
+    if not held_back:
+        return Finding("patches", Verdict.OK, "none is held back")
+    told = "; ".join(f"{manifest.hex()[:12]}: {why.decode(errors='replace')}" for manifest, why in held_back)
+    return Finding(
+        "patches",
+        Verdict.WARN,
+        f"not served here, since they answer worse than their voters were told: {told}",
+        "see 'agora proposals' for the way back that it has proposed",
+    )

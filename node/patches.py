@@ -58,6 +58,23 @@ class Patches:
         """
         await self._store.append([Record(HELD_BACK, manifest, self._held_back[manifest].encode())])
 
+    async def release_decided(self) -> None:
+        """Hold back no longer what the mesh has taken out of force: should it come back, it is watched anew.
+
+        Raises:
+            StoreFull: the disk is; released until a restart.
+        """
+        now_ms, assembly = self._utc_ms(), self._assembly()
+        decided = [
+            manifest
+            for manifest in self._held_back
+            if (ballot := assembly.ballot(manifest, now_ms)) is not None and not ballot.is_in_force
+        ]
+        for manifest in decided:
+            del self._held_back[manifest]
+        if decided:
+            await self._store.append([Record(HELD_BACK, manifest, None) for manifest in decided])
+
     async def raise_high_water(self, line: str, version: int) -> None:
         """Remember that a version is about to be taken up.
 

@@ -9,6 +9,7 @@ them may have to go on here.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from node.examinations import Examinations
 from node.journal import Journal
 from node.logbook import Logbook
 from node.patches import Patches
+from node.store import StoreClosed, StoreFailed
 from protocol import limits
 from protocol.envelope import Sealed
 from protocol.errors import AgoraError
@@ -96,6 +98,8 @@ class PatchLoader:
             task_status.started()
             while True:
                 grown = self._logbook.grown
+                with suppress(StoreFailed, StoreClosed):
+                    await self._patches.release_decided()
                 self._tell(nursery)
                 self._unload_barred()
                 self._take_up(nursery)

@@ -2,15 +2,19 @@
 
 import os
 import socket
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from node import database
 from node.doctor import Finding, Verdict, examine
 from node.errors import StartError
 from node.home import Home
 from node.keys import create_device_key
+from node.patches import HELD_BACK
 from node.private_file import write_atomic
+from node.store import Record
 
 
 @pytest.fixture
@@ -42,7 +46,22 @@ async def test_a_sound_home_has_no_failures(home: Home) -> None:
         "clock",
         "ports",
         "models",
+        "patches",
     ]
+
+
+async def test_a_patch_that_is_held_back_is_named_with_the_reason(home: Home) -> None:
+    records = [Record(HELD_BACK, bytes(range(32)), b"sums fell from 0.95 to 0.10")]
+    with closing(database.open_file(home.database)) as connection:
+        for statement, rows in database.statements(records):
+            connection.executemany(statement, rows)
+        connection.commit()
+
+    found = (await findings(home))["patches"]
+
+    assert found.verdict is Verdict.WARN
+    assert found.found.endswith("told: 000102030405: sums fell from 0.95 to 0.10")
+    assert "agora proposals" in found.advice
 
 
 async def test_each_fault_is_found_with_what_to_do(home: Home) -> None:

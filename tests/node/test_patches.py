@@ -5,6 +5,7 @@ import trio
 
 from marketplace.assembly.ballot import BallotState
 from node.chat import UnknownModelName, Unsold
+from node.patches import HELD_BACK
 from node.simulation.toys import LINE, digest_of
 from protocol.messages import NO_HASH
 from runtime.engine import EngineDied
@@ -300,6 +301,7 @@ async def test_a_device_whose_canaries_fall_serves_the_patch_no_more_and_propose
         :1
     ] == [manifest.id.hex()]
     assert town.founder.node.status().warnings == []
+    assert [record for record in await town.founder.disk.load() if record.kind == HELD_BACK] == []
     assert (await town.chat(town.founder)).text == answer(None)
 
 
