@@ -65,6 +65,7 @@ async def running(store: ModelStore, blobs: Path, **settings: Any) -> AsyncItera
 # --- what they compute -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(360)  # 15 s of computing, on a machine that may be busy with other tests
 @pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )  # peft asks for it
