@@ -236,6 +236,24 @@ async def test_a_new_child_has_the_adapters_of_the_dead_one(store: ModelStore, b
     assert after == before
 
 
+async def test_an_adapter_is_loaded_although_the_child_dies_meanwhile(store: ModelStore, blobs: Path) -> None:
+    """Who waits for it need not know. A stopped child takes the question and never answers."""
+    model = smuggle(store, TINY)
+    digest, path = keep(blobs, random_adapter(TINY, strength=STRONG))
+    async with running(store, blobs) as engine:
+        bare = await answer(engine, ask(model))
+        struck = engine.child_pid
+        assert struck is not None
+        os.kill(struck, signal.SIGSTOP)
+
+        with trio.fail_after(20):
+            await engine.load_adapter(model, digest, path)
+
+        assert engine.child_pid != struck
+        assert engine.adapters == {digest: model}
+        assert await answer(engine, replace(ask(model), adapter=digest)) != bare
+
+
 async def test_an_adapter_that_kills_again_and_again_is_set_aside_and_its_base_is_not(
     store: ModelStore, blobs: Path, tmp_path: Path
 ) -> None:
