@@ -95,11 +95,12 @@ async def _follow(look: Callable[[str], Any], run_id: str, outlook: str) -> dict
     with _live() as live:
         while True:
             run: dict[str, Any] = await look(run_id)
-            if run["cohort"] and not is_opened:
+            if run["outlook"] != outlook:  # of the devices that have enlisted, before the first step
+                outlook = run["outlook"]
+                err.print(cell(outlook, "yellow"))
+            if run["state"] != "enlisting" and not is_opened:
                 is_opened = True
                 err.print(headline(run))
-                if run["outlook"] != outlook:
-                    err.print(cell(run["outlook"], "yellow"))
             if live is not None:
                 live.update(rounds_table(run), refresh=True)
             else:
