@@ -80,6 +80,7 @@ class PatchLoader:
         self._journal = journal
         self._on_change = on_change
         self._states: dict[bytes, BallotState] = {}  # of each manifest, as last told in the journal
+        self._prepared: set[bytes] = set()  # manifests that were certified and tried in advance
         self._lost: set[bytes] = set()  # manifests whose files were dropped
         self._loading: set[bytes] = set()
         self._pauses: dict[bytes, tuple[float, float]] = {}  # until when, and how long the next one is
@@ -103,6 +104,7 @@ class PatchLoader:
                 self._tell(nursery)
                 self._unload_barred()
                 self._take_up(nursery)
+                self._prepare_certified(nursery)
                 with trio.move_on_after(self._quiet_s()):
                     await grown.wait()
 
@@ -164,6 +166,24 @@ class PatchLoader:
         return max(0.001, min([LOOK_INTERVAL_S, *ends, *pauses]))
 
     # --- loading ----------------------------------------------------------------------------------------------------
+    def _prepare_certified(self, nursery: trio.Nursery) -> None:
+        """Fetch and try what only waits for a human: then it is served the moment that the word is heard."""
+        if not self._examinations.is_possible:
+            return
+        for ballot in self._logbook.assembly.ballots(self._utc_ms()):
+            is_held = Digest(ballot.manifest.message.base) in self._engine.models
+            is_new = ballot.id not in self._prepared and ballot.manifest.message.adapter != NO_HASH
+            if ballot.state is BallotState.CERTIFIED and is_held and is_new:
+                self._prepared.add(ballot.id)
+                nursery.start_soon(self._prepare, ballot.manifest)
+
+    async def _prepare(self, manifest: Sealed[Manifest]) -> None:
+        with suppress(
+            AgoraError, OSError
+        ):  # whatever it is, it comes up again when the patch is to be loaded
+            await self._examinations.fetch(manifest)
+            await self._examinations.trial(manifest.message.base, manifest.message.adapter)
+
     def _take_up(self, nursery: trio.Nursery) -> None:
         for line in self._logbook.assembly.lines().values():
             head = self._logbook.assembly.ratified(line.name, self._utc_ms())

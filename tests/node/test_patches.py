@@ -41,12 +41,14 @@ async def test_a_proposal_that_heals_is_voted_ratified_loaded_and_served(town: T
 async def test_a_patch_waits_for_its_human_and_is_served_within_two_seconds_of_the_word(town: Town) -> None:
     """Votes alone change nothing where the charter asks for a human; then every engine has it at once."""
     await town.seat(voters=2, terms=WITH_A_HUMAN)
+    seller = await town.seller()
     await town.open()
     healing = adapter()
     manifest = await town.propose(healing)
     await town.world.until(lambda: town.state(manifest) is BallotState.CERTIFIED)
     await town.world.run(30)
-    assert [loaded(each) for each in town.everybody] == [[]] * 3
+    assert [loaded(each) for each in town.everybody] == [[]] * 4
+    assert seller.blobs.has(digest_of(healing))
 
     await town.learning.approve(manifest.id)
     took_s = await town.until_served(manifest)
