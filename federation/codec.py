@@ -7,7 +7,9 @@ A *state* is canonical safetensors: float32, names sorted, one header for one st
 
 About 4.5 times smaller than float32; the error is at most half a scale, 1/254 of the tensor's largest change. It is no
 rounding error that grows: the coordinator's own state is always what `apply` gives its members, so all hold the same
-bytes, and what one round's change could not say is part of the next one's.
+bytes, and what one round's change could not say is part of the next one's. On the tiny model, four members with disjoint
+data: after 3 of 3 rounds .09 and a loss of .1765 where float32 came to .10 and .1767, after 8 of 8 both 1.00 and .0059
+(`node/bench/int8_effect.py`, one seed each).
 
 Names and shapes are not in a change. They are those of the state it changes, so hostile bytes cannot say others.
 """
