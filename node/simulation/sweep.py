@@ -26,7 +26,7 @@ import trio
 
 from node.event import Event
 from node.simulation import determinism
-from node.simulation.adversaries import LEARNING, TRADING
+from node.simulation.adversaries import LEARNING, TRADING, turn
 from node.simulation.checkers.checks import Checks, Violation
 from node.simulation.learned import Learned
 from node.simulation.storm import storm
@@ -109,6 +109,8 @@ async def _settle(world: World) -> None:
     if world.random("learning").random() < LEARNING_SHARE:
         behaviours = (*TRADING, *LEARNING)
         voters = await world.learning.seat(VOTERS)
+        if world.random("voters").random() < HOSTILE_SHARE:
+            turn(world, voters[-1], "double-voter")
         await world.learning.line()
         for voter, budget_milli in zip(voters, BUDGETS_MILLI, strict=True):
             world.learning.give_data(voter, budget_milli=budget_milli)
