@@ -28,6 +28,7 @@ def listing(home: HomeOption = None, as_json: JsonOption = False) -> None:
     shown = table(
         "model",
         "digest",
+        "patch",
         "kind",
         "context",
         "holders",
@@ -40,6 +41,7 @@ def listing(home: HomeOption = None, as_json: JsonOption = False) -> None:
         shown.add_row(
             cell(model["id"], "bold"),
             model["digest"][:8],
+            f"v{model['version']} {model['adapter'][:8]}" if model["adapter"] else "–",
             cell(f"{model['architecture']} {model['quantisation']}"),
             f"{model['context_tokens']:,}",
             " ".join(short(peer) for peer in model["holders"]) or "–",
