@@ -72,7 +72,8 @@ BLOB = StreamProtocol("/agora/blob/1", frame_bytes_max=limits.BLOB_CHUNK_BYTES_M
 # [Enlistment | Decline], one way, to the run's announcer.
 ENLIST = StreamProtocol("/agora/enlist/1", frame_bytes_max=limits.MARKET_BYTES_MAX, streams_max=4)
 # The run's first stream to a member: [RunOpening], [Award] -> [Accept | Decline]. Then one for each round:
-# [RoundTask], chunks -> progress frames, [RoundUpdate], chunks, [Receipt] -> [Countersignature].
+# [RoundTask], chunks -> progress frames, a finished one, [RoundUpdate], chunks, [Receipt] -> [Countersignature]; or a
+# failed frame. [Cancel] of the award's job says that the run is over.
 ROUND = StreamProtocol("/agora/round/1", frame_bytes_max=limits.BLOB_CHUNK_BYTES_MAX, streams_max=4)
 
 TOPICS = (ASSEMBLY, RUNS)

@@ -9,7 +9,7 @@ import typer
 
 from node.cli.options import HomeOption, JsonOption
 from node.cli.runs import domains_table, headline, round_line, rounds_table
-from node.cli.show import cell, credit, err, out, print_json, short
+from node.cli.show import cell, credit, out, print_json, short
 from node.errors import StartError
 
 POLL_S = 0.5
@@ -76,7 +76,7 @@ def train(
         print_json(run)
         return
     if run["outlook"]:
-        err.print(cell(run["outlook"], "yellow"))
+        out.print(cell(run["outlook"], "yellow"))
     out.print("run", cell(run["run_id"], "bold"), f"announced: who holds {data!r} and would train {model!r}?")
     if detach:
         return
@@ -97,10 +97,10 @@ async def _follow(look: Callable[[str], Any], run_id: str, outlook: str) -> dict
             run: dict[str, Any] = await look(run_id)
             if run["outlook"] != outlook:  # of the devices that have enlisted, before the first step
                 outlook = run["outlook"]
-                err.print(cell(outlook, "yellow"))
-            if run["state"] != "enlisting" and not is_opened:
+                out.print(cell(outlook, "yellow"))
+            if run["cohort"] and run["state"] != "enlisting" and not is_opened:
                 is_opened = True
-                err.print(headline(run))
+                out.print(headline(run))
             if live is not None:
                 live.update(rounds_table(run), refresh=True)
             else:
