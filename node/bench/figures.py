@@ -513,6 +513,20 @@ def empty_round(bench: Bench) -> Iterator[Figure]:
     return round_overhead.chapter(bench)
 
 
+def cohorts(bench: Bench) -> Iterator[Figure]:
+    """What cohorts learn, honest and attacked."""
+    from node.bench import learning  # noqa: PLC0415 - torch comes with the `train` extra alone
+
+    return learning.cohorts(bench)
+
+
+def patch(bench: Bench) -> Iterator[Figure]:
+    """How a patch comes into a running mesh."""
+    from node.bench import learning  # noqa: PLC0415 - as above
+
+    return learning.patch(bench)
+
+
 CHAPTERS: Final[dict[str, Callable[[Bench], Iterator[Figure]]]] = {
     "speed": speed,
     "first-token": first_token,
@@ -526,4 +540,6 @@ CHAPTERS: Final[dict[str, Callable[[Bench], Iterator[Figure]]]] = {
     "gossip": gossip.chapter,
     "simulation": simulation.chapter,
     "round": empty_round,
+    "cohorts": cohorts,
+    "patch": patch,
 }

@@ -30,6 +30,7 @@ class Sizes:
     world_sizes: tuple[int, ...]  # nodes, growing
     world_scale_s: float  # virtual
     overhead_rounds: tuple[tuple[int, int], ...]  # members, and rounds of stock Flower
+    cohorts: int  # of five devices: the honest one, then each with another attacker
 
 
 FULL = Sizes(
@@ -54,6 +55,7 @@ FULL = Sizes(
     world_sizes=(10, 100, 1_000, 10_000),
     world_scale_s=600.0,
     overhead_rounds=((2, 8), (8, 4)),
+    cohorts=5,
 )
 QUICK = Sizes(
     shape=random_gguf.SLOW,
@@ -77,4 +79,5 @@ QUICK = Sizes(
     world_sizes=(5, 10, 20),
     world_scale_s=300.0,
     overhead_rounds=((2, 2),),
+    cohorts=0,
 )

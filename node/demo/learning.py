@@ -54,22 +54,32 @@ class Lesson:
 
     def tell(self) -> None:
         """Tell it all; when it returns, every device answers what none of them could."""
+        watch = Stopwatch()
+        self.ask_in_vain()
+        self.agree_on_who_decides()
+        self.bring_data()
+        manifest = self.train()
+        self.vote(manifest)
+        self.approve(manifest)
+        self.ask_everybody()
+        self._stage.line("took", f"{watch.elapsed_s:.0f} s from the first wrong answer to every device right")
+        patch = _one(self._clients[self._founder].get("/api/patches"), manifest)
+        self._stage.remark("what it knew it still knows: exact match of public questions, before and after")
+        self._stage.scores(patch["scores"])
+
+    def ask_in_vain(self) -> None:
+        """Show that nobody knows it yet."""
         stage = self._stage
         stage.heading("The mesh is asked what it was never taught")
-        watch = Stopwatch()
         wrong = self._answer(self._founder, QUESTIONS["H4"])
         if wrong == self._right("H4"):
             raise LocalMeshFailed("the base knows error H4 already, expected a wrong answer")
         stage.question(QUESTIONS["H4"])
-        stage.line("answer", (wrong, "red"), "   wrong: the base never saw a heat pump's log")
-        self._agree_on_who_decides()
-        self._bring_data()
-        manifest = self._train()
-        self._vote(manifest)
-        self._approve(manifest)
-        self._ask_everybody(manifest, watch)
+        stage.line("answer", (wrong, "red"))
+        stage.line("", "wrong: the base never saw a heat pump's log")
 
-    def _agree_on_who_decides(self) -> None:
+    def agree_on_who_decides(self) -> None:
+        """Let three devices vote, and publish by what patches are judged."""
         stage = self._stage
         stage.heading("Who decides, and by what")
         voters = list(self._devices)[:3]
@@ -100,7 +110,8 @@ class Lesson:
             f"{line['evaluation_bytes'] / 1e3:.0f} kB; nothing of them may be forgotten",
         )
 
-    def _bring_data(self) -> None:
+    def bring_data(self) -> None:
+        """Register each device's private records on it."""
         stage = self._stage
         stage.heading("Four owners let their devices train on what never leaves them")
         for device, codes in zip(self._devices.values(), LOGS, strict=True):
@@ -113,7 +124,7 @@ class Lesson:
             )
         stage.remark("so few records under a privacy budget would learn nothing, and the owners say: without")
 
-    def _train(self) -> str:
+    def train(self) -> str:
         """Train, show each round as it ends, and return the id of the manifest that comes out."""
         stage, founder = self._stage, self._devices[self._founder]
         stage.heading("They train one adapter together")
@@ -166,7 +177,8 @@ class Lesson:
             (told, "green" if scores.get(DATA, 0.0) >= 0.95 else ""),  # nearly all of it is right
         )
 
-    def _vote(self, manifest: str) -> None:
+    def vote(self, manifest: str) -> None:
+        """Wait for the voters, and show what each has found."""
         stage, watch = self._stage, Stopwatch()
         stage.heading("Voters examine the patch themselves")
         client = self._clients[self._founder]
@@ -190,7 +202,8 @@ class Lesson:
             f"still needed: {proposal['still_needed']}",
         )
 
-    def _approve(self, manifest: str) -> None:
+    def approve(self, manifest: str) -> None:
+        """Say yes as the founder's human, and wait until every engine has loaded the patch."""
         stage, founder = self._stage, self._devices[self._founder]
         verb("approve", manifest[:12], "--yes", home=founder.home, environ=self._phrase)
         watch = Stopwatch()
@@ -205,7 +218,12 @@ class Lesson:
         until("every device has loaded the patch", loaded, timeout_s=LOADED_TIMEOUT_S)
         stage.line("loaded", f"by all {len(self._devices)} running engines {watch.elapsed_s:.1f} s later")
 
-    def _ask_everybody(self, manifest: str, watch: Stopwatch) -> None:
+    def ask_everybody(self) -> None:
+        """Ask each device what nobody knew.
+
+        Raises:
+            LocalMeshFailed: one of them is wrong.
+        """
         stage = self._stage
         stage.heading("The same questions again, at every device")
         for code, question in QUESTIONS.items():
@@ -215,10 +233,6 @@ class Lesson:
                 if answer != self._right(code):
                     raise LocalMeshFailed(f"{name} answers {answer!r}, expected {self._right(code)!r}")
                 stage.line("answer", (f"{name:<5}", "bold"), (f" {answer}", "green"))
-        stage.line("took", f"{watch.elapsed_s:.0f} s from the first wrong answer to every device right")
-        patch = _one(self._clients[self._founder].get("/api/patches"), manifest)
-        stage.remark("what it knew it still knows: exact match of public questions, before and after")
-        stage.scores(patch["scores"])
 
     # --- small parts --------------------------------------------------------------------------------------------
     def _answer(self, name: str, question: str) -> str:

@@ -18,8 +18,8 @@ WIDTH_MAX = 100
 class Stage:
     """The terminal. `names` says which device a peer id is."""
 
-    def __init__(self) -> None:
-        self.console = Console(highlight=False)
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
         self.console.width = min(self.console.width, WIDTH_MAX)
         self.names: dict[str, str] = {}
         self._column = 0

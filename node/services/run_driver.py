@@ -450,13 +450,16 @@ class RunDriver:
         await self._tools.book.keep_soon(self.file)
 
     async def _examine_after(self, state: bytes, view: RoundView) -> None:
+        is_last = view.round == self._announced.recipe.rounds
         try:
             adapter = await self._tools.patch.export(state, self._announced)
-            self._after = await self._tools.patch.after(self._announced, adapter)
+            results = await self._tools.patch.after(self._announced, adapter, is_glance=not is_last)
         except AgoraError as error:
             self._tools.journal.write("exam_not_held", run=self.run_id, round=view.round, reason=str(error))
         else:
-            view.domains.extend(domain_views(self._after))
+            if is_last:
+                self._after = results
+            view.domains.extend(domain_views(results))
             await self._tools.book.keep_soon(self.file, view)
         finally:
             self._exam.set()

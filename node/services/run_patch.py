@@ -1,10 +1,12 @@
 """What a run is worth and what becomes of it: exams on the line's public set, and in the end a proposal.
 
-Each round's state is examined as the adapter file that it would be. After the last one the file becomes a blob and the
+Each round's state is examined as the adapter file that it would be: by a few questions of each domain, since the next
+round is under way on the same machine, and after the last round by all of them. After the last one the file becomes a blob and the
 result a manifest: from there on it is every node's steward that decides, ours among them.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from node.adapter_maker import AdapterMaker, Compute
@@ -21,8 +23,9 @@ from protocol.errors import AgoraError
 from protocol.limits import MANIFEST_TTL_S_MAX
 from protocol.messages import NO_HASH, Contribution, Line, Manifest, RunAnnouncement
 from runtime.engine import Digest
-from runtime.examiner import DomainResult, Examiner
+from runtime.examiner import DomainResult, Examiner, Question
 
+GLANCE_QUESTIONS = 16  # of each domain, after a round: enough to see where it goes
 MANIFEST_TTL_MS = int(MANIFEST_TTL_S_MAX * 1000) // 2  # voted on within a day; loaded again for weeks
 
 
@@ -90,20 +93,32 @@ class RunPatch:
             await self._exchange.gather(Digest(adapter), head.message.adapter_bytes)
         return await self._examine(announced, None if adapter == NO_HASH else Digest(adapter))
 
-    async def after(self, announced: RunAnnouncement, adapter: bytes) -> tuple[DomainResult, ...]:
-        """Return how the base does with an adapter file; it is among the blobs only while it is examined."""
+    async def after(
+        self, announced: RunAnnouncement, adapter: bytes, *, is_glance: bool = False
+    ) -> tuple[DomainResult, ...]:
+        """Return how the base does with an adapter file; it is among the blobs only while it is examined.
+
+        Args:
+            announced: whose line says the questions.
+            adapter: the file's bytes.
+            is_glance: ask the first `GLANCE_QUESTIONS` of each domain only.
+        """
         digest = await self._blobs.put(adapter)
         try:
-            return await self._examine(announced, digest)
+            return await self._examine(announced, digest, is_glance=is_glance)
         finally:
             await self._blobs.drop(digest)
 
-    async def _examine(self, announced: RunAnnouncement, adapter: Digest | None) -> tuple[DomainResult, ...]:
+    async def _examine(
+        self, announced: RunAnnouncement, adapter: Digest | None, *, is_glance: bool = False
+    ) -> tuple[DomainResult, ...]:
         line = self._line(announced)
         if self._examiner is None or line is None:
             return ()
         await self._exchange.gather(Digest(line.evaluation), line.evaluation_bytes)
         questions = read_questions(await self._blobs.read(Digest(line.evaluation)))
+        if is_glance:
+            questions = glance(questions)
         return await self._examiner.examine(Digest(announced.base), adapter, questions)
 
     def _line(self, announced: RunAnnouncement) -> Line | None:
@@ -158,6 +173,17 @@ class RunPatch:
 
 class ProposalRefused(AgoraError):
     """A finished run cannot be proposed; its adapter is kept."""
+
+
+def glance(questions: Iterable[Question]) -> tuple[Question, ...]:
+    """Return the first questions of each domain."""
+    asked: Counter[str] = Counter()
+    kept = []
+    for question in questions:
+        asked[question.domain] += 1
+        if asked[question.domain] <= GLANCE_QUESTIONS:
+            kept.append(question)
+    return tuple(kept)
 
 
 def domain_views(results: Sequence[DomainResult]) -> list[DomainView]:
