@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import psutil
 import trio
 
 from federation import codec, lora
@@ -61,6 +62,7 @@ class Learned:
         down_bytes, up_bytes: of a member's changes, in each round.
         round_s: of each round, with `AT_ONCE` members at a time.
         training_s: in all of the children's loops.
+        cpu_s: of all children, with what they import and load: on a busy machine it says more than the seconds.
         refused: by reason.
     """
 
@@ -70,6 +72,7 @@ class Learned:
     up_bytes: list[int]
     round_s: list[float]
     training_s: float
+    cpu_s: float
     refused: list[str]
 
     def accuracy(self, domain: str) -> tuple[float, float]:
@@ -123,7 +126,7 @@ async def learn(
     aggregator = Aggregator(strategy_of(recipe))
     limit = trio.Semaphore(AT_ONCE)
     state = lora.seed_state(recipe, shapes)
-    learned = Learned({}, {}, [], [], [], 0.0, [])
+    learned = Learned({}, {}, [], [], [], 0.0, 0.0, [])
     since: Digest | None = None
     down = codec.change(state, state)
 
@@ -169,6 +172,8 @@ async def learn(
             state = codec.apply(state, down)
             learned.down_bytes.append(len(down))
             learned.round_s.append(time.perf_counter() - began)
+            times = [psutil.Process(trainer.child_pid).cpu_times() for trainer in trainers]
+            learned.cpu_s = sum(each.user + each.system for each in times)
             say(f"round {number} of {recipe.rounds}: {learned.round_s[-1]:.1f} s")
     adapter = keep(blobs, export(state, recipe, shapes, layout))
     say("examining")

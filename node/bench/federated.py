@@ -111,6 +111,7 @@ def summary(learned: Learned) -> dict[str, object]:
         "down_bytes": round(float(np.mean(learned.down_bytes))),
         "up_bytes": round(float(np.mean(learned.up_bytes))),
         "training_s": round(learned.training_s, 1),
+        "cpu_s": round(learned.cpu_s, 1),
         "rounds_s": round(sum(learned.round_s), 1),
         "first_round_s": round(learned.round_s[0], 1),
         "refused": len(learned.refused),

@@ -24,11 +24,12 @@ from runtime.training.process import TrainerChild, printable
 
 MAIN: Final = "node.children.trainer"
 PACKAGES: Final = ("torch", "transformers", "peft", "opacus", "flwr", "gguf", "numpy")
-MEMORY_SHARE: Final = 0.5  # of the machine, at most, for the child
+MEMORY_SHARE: Final = 0.5  # of the machine, at most, for the model and its training
 # What torch and its company take before a model is loaded, resident, and what a small one trains in.
 MEMORY_FREE_BYTES_MIN: Final = 700 * MIB
-# Address space: libraries are mapped whole, and the allocator asks for more than it fills.
-OVERHEAD_BYTES: Final = 6_144 * MIB
+# Address space without a model, of which 600 MB are resident with the tiny one: libraries are mapped whole, and each thread
+# has a stack.
+OVERHEAD_BYTES: Final = 1_536 * MIB
 BYTES_PER_PARAMETER: Final = (
     10  # float32, read once more while it is loaded, and what a step keeps for its way back
 )
@@ -60,7 +61,7 @@ class TorchTrainer:
         blobs_directory: where blobs are: `DIGEST`.
         threads: that compute. Two are slower than one for small models, and take the machine from its user.
         niceness: added to the daemon's own.
-        memory_bytes_max: for the child; by default a share of the machine.
+        memory_bytes_max: address space of the child; by default a share of the machine and what the libraries take.
         main: of the child; a test's own misbehaves.
     """
 
@@ -210,10 +211,10 @@ class TorchTrainer:
             base = await self._models.verify(task.base)
         except AgoraError as error:
             raise TrainerError(str(error)) from error
-        needed = self._models.models[task.base].parameters * BYTES_PER_PARAMETER
+        needed = OVERHEAD_BYTES + self._models.models[task.base].parameters * BYTES_PER_PARAMETER
         if needed > self._memory_max():
             raise TrainerError(
-                f"the base takes about {needed // MIB} MiB to train, "
+                f"to train this base takes about {needed // MIB} MiB of address space, "
                 f"expected at most {self._memory_max() // MIB} MiB"
             )
         data = self._data_directory / task.data.hex() / "train.jsonl"

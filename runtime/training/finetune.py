@@ -200,13 +200,16 @@ def pack(samples: Sequence[Sample], device: torch.device, *, one_a_row: bool = F
     """Lay samples out in rows as long as the longest one: padding each to that would mostly compute on nothing."""
     seq = max(len(sample.tokens) for sample in samples)
     rows: list[list[Sample]] = []
+    room: list[int] = []  # left in each row
     for sample in samples if one_a_row else sorted(samples, key=lambda sample: -len(sample.tokens)):
-        fits = (row for row in rows if sum(len(other.tokens) for other in row) + len(sample.tokens) <= seq)
-        row = None if one_a_row else next(fits, None)
-        if row is None:
+        size = len(sample.tokens)
+        chosen = None if one_a_row else next((row for row, left in enumerate(room) if left >= size), None)
+        if chosen is None:
             rows.append([sample])
+            room.append(seq - size)
         else:
-            row.append(sample)
+            rows[chosen].append(sample)
+            room[chosen] -= size
     tokens = torch.zeros((len(rows), seq), dtype=torch.long)
     positions, owner = torch.zeros_like(tokens), torch.zeros_like(tokens)
     targets = torch.full_like(tokens, -1)
