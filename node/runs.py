@@ -110,6 +110,20 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     out: str = ""
 
 
+class Bought(msgspec.Struct, frozen=True, kw_only=True):
+    """A round of one member whose update was taken; until it is paid, the member may come for it.
+
+    Attributes:
+        state, payload: digests, as in `RoundWork`.
+    """
+
+    peer: str
+    round: int
+    state: bytes
+    payload: bytes
+    steps: int
+
+
 class RunFile(msgspec.Struct, kw_only=True):
     """What is kept of a run that this device coordinates.
 
@@ -130,6 +144,7 @@ class RunFile(msgspec.Struct, kw_only=True):
     is_protected: bool = False
     seats: dict[str, Seat] = msgspec.field(default_factory=dict)
     declines: list[dict[str, str]] = msgspec.field(default_factory=list)
+    unpaid: list[Bought] = msgspec.field(default_factory=list)
     done: int = 0
     since: bytes = b""
     next: bytes = b""

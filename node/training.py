@@ -14,7 +14,7 @@ from node.enlisted import EnlistedBook
 from node.errors import StartError
 from node.logbook import Logbook
 from node.privacy_book import PrivacyBook
-from node.runs import RunBook, RunView, find
+from node.runs import Bought, RunBook, RunView, find
 from node.services.blob_exchange import BlobExchange
 from node.services.cohort_link import CohortLink, LocalLink, StreamLink
 from node.services.coordinator import Coordinator, TrainOptions
@@ -124,6 +124,7 @@ class Training:
                 book=book,
                 patch=patch,
                 link=self._link,
+                unpaid=self._unpaid,
                 journal=ports.journal,
             ),
             mesh=ports.mesh,
@@ -179,6 +180,20 @@ class Training:
     def _owner_of(self, peer_id: PeerId) -> str:
         assembly = self._logbook.assembly
         return assembly.member(peer_id).owner if assembly.is_member(peer_id) else ""
+
+    def _unpaid(self, run: bytes) -> list[Bought]:
+        ledger, me = self._logbook.ledger, self._logbook.me
+        return [
+            Bought(
+                peer=work.award.message.seller,
+                round=work.round,
+                state=work.state,
+                payload=work.payload,
+                steps=work.steps,
+            )
+            for work in self._settlement.rounds.values()
+            if work.run == run and ledger.payment(me, work.job_id, work.attempt) is None
+        ]
 
     def _link(
         self,

@@ -19,7 +19,7 @@ from federation.defaults import DEFAULT_RECIPE
 from federation.run_events import Action, Cancel, Pause, Resume
 from federation.strategy import strategy_of
 from federation.training_run import TrainingRun
-from marketplace.batch import NO_RUN, round_job_id
+from marketplace.batch import NO_RUN, RoundWork, round_job_id
 from node.adapter_maker import AdapterMaker
 from node.data_sets import DataSet
 from node.enlisted import EnlistedBook
@@ -38,6 +38,7 @@ from protocol.identity import PeerId
 from protocol.mesh import Mesh, Stream
 from protocol.messages import (
     NO_HASH,
+    Award,
     Decline,
     Enlistment,
     Line,
@@ -340,6 +341,8 @@ class Coordinator:
                 ledger.void(open_sealed(seat.award, mesh=self._wire.mesh_id).id)
         for work in bought:
             self._settlement.rounds.pop(work.job_id, None)
+        for digest in {file.since, file.payload} - {b"", NO_HASH, file.next}:
+            await self._tools.blobs.drop(Digest(digest))  # a child run begins from the newest state alone
 
     async def _go_on(self, file: RunFile) -> None:
         """Take a run up again that a crash has broken off."""
@@ -360,9 +363,20 @@ class Coordinator:
                 *machine.handle_message(announcement.sender, Pause(), self._tools.clock.now()),
             ]
         driver = await self._driver(file, announcement, machine, actions)
+        self._remember_unpaid(file, announcement.message.recipe)
         self._tools.journal.write("run_resumed", run=file.run, round=file.done + 1)
         assert self._nursery is not None, "run() holds it"
         self._nursery.start_soon(self._drive, driver)
+
+    def _remember_unpaid(self, file: RunFile, recipe: Recipe) -> None:
+        """Members may still come for rounds of the daemon's earlier life."""
+        for bought in file.unpaid:
+            raw = file.seats[bought.peer].award
+            award = cast("Sealed[Award]", open_sealed(raw, mesh=self._wire.mesh_id))
+            work = RoundWork(
+                award, file.run, bought.round, recipe, bought.state, bought.payload, bought.steps
+            )
+            self._settlement.rounds[work.job_id] = work
 
     async def _hear(self, stream: Stream) -> None:
         with trio.move_on_after(ANSWER_TIMEOUT_S):

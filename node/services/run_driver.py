@@ -39,7 +39,7 @@ from node.clock import Clock
 from node.journal import Journal
 from node.logbook import Logbook
 from node.run_outlook import outlook
-from node.runs import RoundView, RunBook, RunFile, Seat
+from node.runs import Bought, RoundView, RunBook, RunFile, Seat
 from node.services.cohort_link import CohortLink, Traffic, Wanted
 from node.services.run_patch import Proposal, RunPatch, domain_views
 from protocol.envelope import Sealed, open_sealed
@@ -71,6 +71,7 @@ class RunTools:
 
     Attributes:
         link: from a member's seat, once it has one, to the line to it.
+        unpaid: the rounds of a run that no countersignature has gone out for yet.
     """
 
     mesh_id: bytes
@@ -81,6 +82,7 @@ class RunTools:
     book: RunBook
     patch: RunPatch
     link: Callable[[Sealed[RunAnnouncement], Sealed[Enlistment], Sealed[Award] | None], CohortLink]
+    unpaid: Callable[[bytes], list[Bought]]
     journal: Journal
 
 
@@ -389,6 +391,7 @@ class RunDriver:
                 self._announced.start,
             }
             file = self.file
+            file.unpaid = self._tools.unpaid(self.run_id)
             file.strategy, file.is_protected = made.strategy, made.is_protected
             file.since, file.next, file.payload, file.done = file.next, state, payload, number
             await self._tools.book.keep(file, view)

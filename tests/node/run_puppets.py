@@ -15,6 +15,7 @@ from protocol.mesh import Stream
 from protocol.messages import (
     NO_HASH,
     Accept,
+    Accepted,
     Award,
     Countersignature,
     Decline,
@@ -29,8 +30,9 @@ from protocol.messages import (
     RoundUpdate,
     RunAnnouncement,
     RunOpening,
+    SettlementWanted,
 )
-from protocol.topics import ENLIST, ROUND, RUNS
+from protocol.topics import ENLIST, ROUND, RUNS, SETTLE
 from runtime.echo import ECHO_MODEL
 from runtime.toy_trainer import toy_shapes
 from tests.node.puppet import Puppet
@@ -142,6 +144,8 @@ class Member:
         self.payload: bytes | None = None  # sent instead of a change
         self.update: dict[str, Any] = {}
         self.receipt: dict[str, Any] = {}
+        self.receipts: list[Sealed[Receipt]] = []  # of each round
+        self.is_slow_to_charge = False  # it keeps its receipt for later
         self.countersigned: list[Sealed[Countersignature]] = []
         self.announcement: Sealed[RunAnnouncement] | None = None
         self.award: Sealed[Award]
@@ -203,9 +207,24 @@ class Member:
             if name not in ("index", "prev")
         }
         receipt = self.puppet.entry(Receipt, **{**told, **self.receipt})
+        self.receipts.append(receipt)
+        if self.is_slow_to_charge:
+            return
         await stream.send(receipt.raw)
         with trio.move_on_after(5):
             self.countersigned.append(await self.puppet.wire.receive(stream, Countersignature))
+
+    async def claim(self, world: World, receipt: Sealed[Receipt]) -> Accepted:
+        """Come for the countersignature of a round; return what the buyer said to have accepted."""
+        terms = receipt.message
+        wire, stream = self.puppet.wire, await self.puppet.open(world.founder, SETTLE)
+        await wire.send(
+            stream, SettlementWanted(award=terms.award, job_id=terms.job_id, attempt=terms.attempt)
+        )
+        accepted = (await wire.receive(stream, Accepted)).message
+        await stream.send(receipt.raw)
+        self.countersigned.append(await wire.receive(stream, Countersignature))
+        return accepted
 
 
 def companion(world: World, name: str, to: Sealed[RunAnnouncement]) -> Sealed[Enlistment]:

@@ -5,6 +5,7 @@ import pytest
 from node.errors import StartError
 from node.simulation.learning import LINE, SKILL
 from protocol.messages import Manifest
+from tests.node.run_puppets import Member
 from tests.node.run_town import (
     ROUNDS,
     STEP_MICRO,
@@ -385,3 +386,23 @@ async def test_a_run_that_loses_its_company_ends_with_its_checkpoint(world: Worl
     assert (view.state, view.round) == ("aborted", 1)
     assert world.founder.blobs.has(bytes.fromhex(view.checkpoint))  # type: ignore[arg-type]  # a digest
     assert world.founder.node.logbook.assembly.ballots(0) == []
+
+
+async def test_a_round_that_was_not_paid_can_be_claimed_after_the_coordinators_restart(world: World) -> None:
+    """What was taken stands in the checkpoint until it is paid."""
+    await settle_town(world)
+    member = Member(await world.puppet("slow"))
+    await member.puppet.meet(world.founder)
+    member.is_slow_to_charge = True
+    run = await start(world)
+    await member.enlist(world, run, step_micro=500)
+    await world.until(lambda: world.founder.node.training_run(run).round == 1, 120)
+
+    receipt = member.receipts[0]
+    await world.founder.restart()
+    await member.puppet.meet(world.founder)
+    accepted = await member.claim(world, receipt)
+
+    assert (accepted.completion_tokens, accepted.output) == (STEPS, receipt.message.output)
+    assert [each.message.receipt for each in member.countersigned] == [receipt.raw]
+    assert world.founder.accounts()[member.puppet.peer_id] == STEPS * 500
