@@ -153,7 +153,7 @@ class Training:
 
     def views(self) -> list[RunView]:
         """Every run that this device knows, the newest first."""
-        return self.coordinator.views()
+        return self.coordinator.views.all()
 
     def view(self, prefix: str) -> RunView:
         """The run of an id, or of a prefix that only one has.

@@ -19,14 +19,15 @@ from federation.defaults import DEFAULT_RECIPE
 from federation.run_events import Action, Cancel, Pause, Resume
 from federation.strategy import strategy_of
 from federation.training_run import TrainingRun
-from marketplace.batch import NO_RUN, RoundWork, round_job_id
+from marketplace.batch import NO_RUN, RoundWork
 from node.adapter_maker import AdapterMaker
 from node.data_sets import DataSet
 from node.enlisted import EnlistedBook
 from node.errors import StartError
 from node.jobs import CLAIM_WINDOW_S
 from node.run_outlook import outlook
-from node.runs import ENDED, MemberView, RunFile, RunView, Seat
+from node.run_views import RunViews
+from node.runs import ENDED, RunFile, RunView
 from node.services.participant import Participant
 from node.services.run_driver import RunDriver, RunTools
 from node.services.settlement import Settlement
@@ -117,10 +118,10 @@ class Coordinator:
         self._enlisted = enlisted
         self._adapters = adapters
         self._own_data = own_data
-        self._owner_of = owner_of
         self._step_micro_max = step_micro_max
         self._rng = rng
         self._drivers: dict[bytes, RunDriver] = {}
+        self.views = RunViews(tools.book, enlisted, tools.logbook, wire.mesh_id, owner_of, self._drivers.get)
         self._nursery: trio.Nursery | None = None
         mesh.serve(ENLIST, self._hear)
 
@@ -401,7 +402,7 @@ class Coordinator:
         driver.file.state = "paused"
         await self._tools.book.keep(driver.file)
         self._tools.journal.write("run_paused", run=driver.run_id)
-        return self._coordinated(driver.file)
+        return self.views.coordinated(driver.file)
 
     async def resume(self, prefix: str) -> RunView:
         """Go on with a run that was paused.
@@ -414,7 +415,7 @@ class Coordinator:
         await self._tools.book.keep(driver.file)
         driver.tell(driver.announcement.sender, Resume())
         self._tools.journal.write("run_resumed", run=driver.run_id, round=driver.round_under_way)
-        return self._coordinated(driver.file)
+        return self.views.coordinated(driver.file)
 
     async def cancel(self, prefix: str) -> RunView:
         """End a run; its newest checkpoint stays.
@@ -425,121 +426,10 @@ class Coordinator:
         driver = self._find(prefix)
         driver.file.state = "cancelled"
         driver.tell(driver.announcement.sender, Cancel("cancelled by its owner"))
-        return self._coordinated(driver.file)
+        return self.views.coordinated(driver.file)
 
     def _find(self, prefix: str) -> RunDriver:
         found = [driver for run, driver in self._drivers.items() if prefix and run.hex().startswith(prefix)]
         if len(found) != 1:
             raise StartError(f"no run {prefix!r} is under way here, or several; 'agora runs' lists them")
         return found[0]
-
-    # --- views ------------------------------------------------------------------------------------------------------
-    def views(self) -> list[RunView]:
-        """Every run that this device coordinates or takes part in, the newest first."""
-        views = [self._coordinated(file) for file in self._tools.book.files()]
-        ours = {view.run_id for view in views}
-        views += [self._joined(known.run) for known in self._enlisted.runs() if known.run.hex() not in ours]
-        return sorted(views, key=lambda view: -view.started_at)
-
-    def _coordinated(self, file: RunFile) -> RunView:
-        announced = self._participant.open_announcement(file.announcement).message
-        driver = self._drivers.get(file.run)
-        declines = file.declines
-        if driver is not None and file.state == "enlisting":
-            declines = [
-                {"peer_id": each.peer, "reason": each.reason, "detail": each.detail}
-                for each in driver.machine.declines
-            ]
-        cohort = [self._member(file, PeerId(peer), seat) for peer, seat in file.seats.items()]
-        base = self._view(announced, role="coordinator", coordinator=self._tools.logbook.me)
-        return msgspec.structs.replace(
-            base,
-            state=file.state,
-            reason=file.reason,
-            outlook=file.outlook,
-            strategy=file.strategy or announced.recipe.strategy,
-            is_protected=file.is_protected,
-            round=file.done,
-            cohort=cohort,
-            declines=declines,
-            history=self._tools.book.rounds(file.run),
-            before=file.before,
-            checkpoint=file.next.hex(),
-            adapter=file.adapter.hex(),
-            manifest=file.manifest.hex(),
-            price_micro=sum(member.paid_micro for member in cohort),
-            progress=driver.progress if driver else {},
-            started_at=file.started_at,
-            finished_at=file.finished_at,
-        )
-
-    def _joined(self, run: bytes) -> RunView:
-        known = self._enlisted.get(run)
-        assert known is not None, "only runs that were joined are asked for"
-        announced = self._participant.open_announcement(known.announcement).message
-        newest = known.newest
-        base = self._view(announced, role="member", coordinator=known.buyer)
-        opened = [
-            cast("Sealed[Enlistment]", open_sealed(raw, mesh=self._wire.mesh_id)) for raw in known.enlistments
-        ]
-        return msgspec.structs.replace(
-            base,
-            state="finished" if known.ended else "running",
-            reason=known.ended,
-            round=newest.round if newest else 0,
-            cohort=[self._member_view(each) for each in opened],
-            checkpoint=newest.state.hex() if newest else "",
-            started_at=known.started_at,
-        )
-
-    def _view(self, announced: RunAnnouncement, *, role: str, coordinator: PeerId) -> RunView:
-        return RunView(
-            run_id=announced.run.hex(),
-            role=role,  # type: ignore[arg-type]  # one of its words
-            coordinator=coordinator,
-            state="enlisting",
-            reason="",
-            data=announced.data,
-            line=announced.line,
-            base=announced.base.hex(),
-            outlook="",
-            strategy=announced.recipe.strategy,
-            is_protected=False,
-            rounds=announced.recipe.rounds,
-            round=0,
-            steps=announced.recipe.steps,
-            cohort=[],
-            declines=[],
-            history=[],
-            before=[],
-            parent="" if announced.parent == NO_RUN else announced.parent.hex(),
-            checkpoint="",
-            adapter="",
-            manifest="",
-            price_micro=0,
-            progress={},
-            started_at=0.0,
-            finished_at=None,
-        )
-
-    def _member(self, file: RunFile, peer: PeerId, seat: Seat) -> MemberView:
-        enlistment = cast("Sealed[Enlistment]", open_sealed(seat.enlistment, mesh=self._wire.mesh_id))
-        ledger, me = self._tools.logbook.ledger, self._tools.logbook.me
-        paid = [
-            ledger.payment(me, round_job_id(file.run, peer, number), 1) for number in range(1, file.done + 2)
-        ]
-        paid_micro = sum(payment.amount_micro for payment in paid if payment is not None)
-        view = self._member_view(enlistment)
-        return msgspec.structs.replace(view, is_local=not seat.award, out=seat.out, paid_micro=paid_micro)
-
-    def _member_view(self, enlistment: Sealed[Enlistment]) -> MemberView:
-        bid = enlistment.message
-        return MemberView(
-            peer_id=enlistment.sender,
-            owner=self._owner_of(enlistment.sender),
-            samples=bid.samples,
-            step_micro=bid.step_micro,
-            steps_per_s=bid.steps_per_ks / 1000,
-            epsilon_milli=bid.epsilon_milli,
-            is_local=enlistment.sender == self._tools.logbook.me,
-        )
