@@ -131,7 +131,7 @@ class Lesson:
         watch = Stopwatch()
         began = verb(
             "train", DATA, "--model", MODEL, "--rounds", str(ROUNDS), "--strategy", "mean", "--min", "4",
-            "--detach", home=founder.home,
+            "--max", "4", "--window", "3", "--detach", home=founder.home,
         )  # fmt: skip
         shown = 0
 
@@ -140,12 +140,16 @@ class Lesson:
             run: dict[str, Any] = self._clients[self._founder].get(f"/api/runs/{began['run_id']}")
             if run["state"] in ("aborted", "cancelled", "unsold"):
                 raise LocalMeshFailed(f"the run ended {run['state']}: {run['reason']}")
-            if run["cohort"] and not shown and run["history"]:
+            is_over = run["state"] == "finished"
+            if not shown and run["before"] and run["history"]:
                 self._show_cohort(run)
-            for each in run["history"][shown:]:
+            # A round is told when its exam is in; a later one that is, or the end, says that it never will be.
+            examined = [number for number, each in enumerate(run["history"], 1) if each["domains"]]
+            told = len(run["history"]) if is_over else max(examined, default=0)
+            for each in run["history"][shown:told]:
                 self._show_round(each, run)
-            shown = len(run["history"])
-            return run if run["state"] == "finished" and run["manifest"] else {}
+            shown = max(shown, told)
+            return run if is_over and run["manifest"] else {}
 
         run = until("the run ends", ended, timeout_s=TRAINED_TIMEOUT_S)
         seconds = [each["seconds"] for each in run["history"]]
