@@ -13,7 +13,7 @@ from node.local_mesh.processes import Daemon, LocalMeshFailed, until, verb
 
 MODEL: Final = "tiny"
 DATA: Final = tiny_line.NEW_DOMAIN
-ROUNDS: Final = 16
+ROUNDS: Final = 12
 # Two codes of eight each. Neither question of the end stands in anybody's log: the words around a code are new.
 LOGS: Final = (("H1", "H5"), ("H2", "H6"), ("H3", "H7"), ("H4", "H8"))
 QUESTIONS: Final = {
@@ -133,15 +133,16 @@ class Lesson:
             "train", DATA, "--model", MODEL, "--rounds", str(ROUNDS), "--strategy", "mean", "--min", "4",
             "--max", "4", "--window", "3", "--detach", home=founder.home,
         )  # fmt: skip
-        shown = 0
+        shown, is_cohort_shown = 0, False
 
         def ended() -> dict[str, Any]:
-            nonlocal shown
+            nonlocal shown, is_cohort_shown
             run: dict[str, Any] = self._clients[self._founder].get(f"/api/runs/{began['run_id']}")
             if run["state"] in ("aborted", "cancelled", "unsold"):
                 raise LocalMeshFailed(f"the run ended {run['state']}: {run['reason']}")
             is_over = run["state"] == "finished"
-            if not shown and run["before"] and run["history"]:
+            if not is_cohort_shown and run["cohort"] and run["before"]:
+                is_cohort_shown = True
                 self._show_cohort(run)
             # A round is told when its exam is in; a later one that is, or the end, says that it never will be.
             examined = [number for number, each in enumerate(run["history"], 1) if each["domains"]]

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import trio
 
+from node.cli import show
 from node.cli.app import run
 from node.errors import StartError
 from node.gateway.app import admin_app
@@ -75,7 +76,8 @@ def agora(
     home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
     """Run one command line in a thread; return its status, what it printed, and its errors."""
-    monkeypatch.setenv("COLUMNS", "180")
+    for console in (show.out, show.err):  # made once, whichever test was the first
+        monkeypatch.setattr(console, "width", 180)
 
     async def type_in(*words: str) -> tuple[int, str, str]:
         status = await trio.to_thread.run_sync(run, [*words, "--home", str(home.path)])
