@@ -13,7 +13,7 @@ from node.local_mesh.processes import Daemon, LocalMeshFailed, until, verb
 
 MODEL: Final = "tiny"
 DATA: Final = tiny_line.NEW_DOMAIN
-ROUNDS: Final = 12
+ROUNDS: Final = 14
 # Two codes of eight each. Neither question of the end stands in anybody's log: the words around a code are new.
 LOGS: Final = (("H1", "H5"), ("H2", "H6"), ("H3", "H7"), ("H4", "H8"))
 QUESTIONS: Final = {

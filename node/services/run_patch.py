@@ -25,7 +25,7 @@ from protocol.messages import NO_HASH, Contribution, Line, Manifest, RunAnnounce
 from runtime.engine import Digest
 from runtime.examiner import DomainResult, Examiner, Question
 
-GLANCE_QUESTIONS = 16  # of each domain, after a round: enough to see where it goes
+GLANCE_QUESTIONS = 8  # of each domain, after a round: enough to see where it goes
 MANIFEST_TTL_MS = int(MANIFEST_TTL_S_MAX * 1000) // 2  # voted on within a day; loaded again for weeks
 
 
