@@ -69,9 +69,7 @@ class Charters:
             **_hex(assembly.charter),
             "mesh_id": assembly.mesh.hex(),
             "facts": msgspec.to_builtins(explain(assembly.charter)),
-            "proposed": [
-                self._proposed(entry, agreed) for entry, agreed in assembly.proposed_charters()
-            ],
+            "proposed": [self._proposed(entry, agreed) for entry, agreed in assembly.proposed_charters()],
         }
 
     async def propose(self, change: CharterChange) -> dict[str, Any]:
