@@ -17,7 +17,7 @@ setup: ## make .venv with everything pinned (first time: compiles llama.cpp, 5-9
 	@[ -n "$(PYTHON)" ] || { echo "found no Python 3.11 or 3.12 on the PATH; install one or run 'make PYTHON=…'" >&2; exit 1; }
 	@"$(PYTHON)" scripts/set_up.py
 
-demo: setup ## three daemons, one market, one of them killed in mid-answer (KEEP=1: leave them running)
+demo: setup ## devices on this machine trade, one dies in mid-answer, all learn and vote (KEEP=1: leave them running)
 	@$(BIN)/agora demo $(if $(filter-out 0,$(KEEP)),--keep)
 
 check: setup ## linters, types, import contract, fast tests (under 90 s)

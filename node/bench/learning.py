@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 import psutil
 from rich.console import Console
 
-from node.bench import federated, private_cohort
+from node.bench import federated, other_work, private_cohort
 from node.bench.cohort import Learned
 from node.bench.figure import Figure, at_least, at_most
 from node.demo.learning import DATA, MODEL, QUESTIONS, Lesson
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NAMES: Final = ("ann", "bob", "cleo", "dora")
 LEARNED: Final = 0.95
-MIB: Final = 1024 * 1024
+MB: Final = 1e6
 # A and B in float32 of rank 8 on the seven linear matrices of the tiny model's four layers: (in, out) of each
 _MATRICES: Final = ((128, 128), (128, 64), (128, 64), (128, 128), (128, 384), (128, 384), (384, 128))
 FULL_BYTES: Final = 4 * 4 * 8 * sum(width + height for width, height in _MATRICES)
@@ -142,14 +142,24 @@ def patch(bench: "Bench") -> Iterator[Figure]:
         [right_s - wrong_s],
         target=at_most(120.0),
     )
+    directory = bench.directory / "other-work"
+    directory.mkdir()
+    yield Figure(
+        "other work slowed by a trainer",
+        f"share of its speed that a busy loop on every core loses while one trainer's child works, {other_work.SECONDS:.0f} s each "
+        "in turn with the child suspended",
+        "",
+        other_work.run(directory, bench.say),
+        target=at_most(0.10),
+    )
     yield Figure(
         "memory of a daemon while its trainer works",
         "resident set of the daemon's process, the largest of the three that take part and do not coordinate",
-        "MiB",
-        [watch.rss_mib[name] for name in NAMES[1:]],
+        "MB",
+        [watch.rss_mb[name] for name in NAMES[1:]],
         "max",
         target=at_most(180),
-        note=f"the coordinator, with numpy and Flower in it: {watch.rss_mib[NAMES[0]]:.0f} MiB",
+        note=f"the coordinator, with numpy and Flower in it: {watch.rss_mb[NAMES[0]]:.0f} MB",
     )
 
 
@@ -209,7 +219,7 @@ class _Watch:
         self._processes = {name: psutil.Process(device.pid) for name, device in devices.items()}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look)
-        self.rss_mib = dict.fromkeys(devices, 0.0)
+        self.rss_mb = dict.fromkeys(devices, 0.0)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -222,7 +232,7 @@ class _Watch:
     def _look(self) -> None:
         while not self._ended.wait(0.5):
             for name, process in self._processes.items():
-                self.rss_mib[name] = max(self.rss_mib[name], process.memory_info().rss / MIB)
+                self.rss_mb[name] = max(self.rss_mb[name], process.memory_info().rss / MB)
 
 
 class _Questions:

@@ -15,7 +15,7 @@ def demo(
         typer.Option("--model", metavar="FILE.gguf", help="Sell this model instead of the tiny one."),
     ] = None,
 ) -> None:
-    """Run three daemons on this machine and watch them trade, answer, and survive a kill.
+    """Run daemons on this machine and watch them trade, answer, survive a kill, learn together and vote.
 
     Example: `agora demo --keep`
     """
@@ -34,7 +34,7 @@ def bench(
             "--only",
             metavar="NAME",
             help="Only this chapter; may be repeated: speed, first-token, auction, kill, stop, join, idle, "
-            "connections, money, gossip, simulation.",
+            "connections, money, gossip, simulation, round, cohorts, patch.",
         ),
     ] = None,
     output: Annotated[

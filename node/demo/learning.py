@@ -190,6 +190,11 @@ class Lesson:
 
         def voted() -> dict[str, Any]:
             found: dict[str, Any] = _one(client.get("/api/proposals"), manifest)
+            if found.get("state") in ("rejected", "expired"):
+                why = "; ".join(f"{stage.name(vote['peer_id'])}: {vote['reason']}" for vote in found["votes"])
+                raise LocalMeshFailed(
+                    f"the voters refused the patch ({why}), expected that nothing is forgotten"
+                )
             return found if found.get("state") == "certified" else {}
 
         with stage.console.status("each asks it every public question"):
