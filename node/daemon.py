@@ -208,7 +208,7 @@ class _Library:
         name: str | None = None,
         on_progress: Callable[[int, int], None] = lambda _done, _all: None,
     ) -> ModelCard:
-        """See `node.node.Library`."""
+        """See `node.own_models.Library`."""
         card = await self._models.add(source, name, on_progress)
         self._on_added(card.digest)
         return card

@@ -7,14 +7,11 @@ own and runs this same node.
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import msgspec
 import trio
 
-from marketplace.assembly import invitation
 from marketplace.assembly.assembly import Assembly, open_entry
 from marketplace.bidding import SellerTerms
 from marketplace.budget import Budget
@@ -34,10 +31,12 @@ from node.human_word import HumanWords, WordKind
 from node.jobs import JobBook, attempt_view
 from node.journal import Journal
 from node.logbook import ENTRY, MESH, Logbook
+from node.membership import Membership
 from node.models import ModelNames
 from node.overview import Overview
 from node.own_data import OwnData
 from node.own_lines import OwnLines
+from node.own_models import Library, OwnModels
 from node.patches import Patches
 from node.privacy_book import PrivacyBook
 from node.runs import RunView
@@ -67,12 +66,11 @@ from node.views import (
     StatusView,
 )
 from node.wire import Wire
-from protocol import limits
 from protocol.envelope import Sealed
 from protocol.identity import Identity, PeerId
 from protocol.mesh import Mesh
-from protocol.messages import Card, Charter, Device, Revocation
-from runtime.engine import Digest, Engine, ModelCard
+from protocol.messages import Charter, Device
+from runtime.engine import Engine
 from runtime.examiner import Examiner
 from runtime.trainer import Trainer
 
@@ -81,15 +79,6 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
 
 VERSION = "0.1.0"
 LAST_WORD_S = 0.5  # a daemon told to leave answers before it stops
-
-
-class Library(Protocol):
-    """Takes model files in; `runtime.model_store.ModelStore` is one. It counts bytes from a worker thread."""
-
-    async def add(
-        self, source: Path, name: str | None = None, on_progress: Callable[[int, int], None] = ...
-    ) -> ModelCard:
-        """Check a file, keep it under its digest, and return its card."""
 
 
 @dataclass(frozen=True)
@@ -330,6 +319,23 @@ class Node:
             patch_warnings=self.steward.warnings,
         )
         self._own_lines = OwnLines(self.logbook, self.sync, ports.blobs, journal)
+        self._own_models = OwnModels(
+            library=ports.library,
+            logbook=self.logbook,
+            sync=self.sync,
+            names=self.names,
+            advertiser=self.advertiser,
+            journal=journal,
+        )
+        self._membership = Membership(
+            mesh=ports.mesh,
+            wire=self.wire,
+            clock=clock,
+            logbook=self.logbook,
+            sync=self.sync,
+            journal=journal,
+            rng=rng,
+        )
         self._charters = Charters(self.logbook, self.sync, journal)
         self._human_words = HumanWords(self.logbook, self.sync, journal, self._members_time.utc_ms)
 
@@ -372,92 +378,20 @@ class Node:
     async def invite(
         self, *, expires_s: float, uses: int, owner: str | None, credit_line_micro: int
     ) -> dict[str, Any]:
-        """Make an invitation: `{invitation, expires_at, uses}`."""
-        if not self.logbook.assembly.weight(self.logbook.me):
-            raise StartError(
-                "only devices on the charter's roll invite; run 'agora invite' on the founder's device"
-            )
-        if not self.logbook.is_confirmed:
-            raise StartError(
-                "no member has confirmed this device's log since its start, so it can admit nobody yet; "
-                "bring another member up first"
-            )
-        if not self._ports.mesh.addresses:
-            raise StartError("this daemon listens nowhere, so nobody could join; start it with --listen")
-        made = invitation.make(
-            self.wire.identity,
-            mesh=self.wire.mesh_id,
-            seq=self.wire.next_seq(),
-            time_ms=self._ports.clock.utc_ms(),
-            ttl_ms=int(expires_s * 1000),
-            uses=uses,
-            owner=owner or self._owner(),
-            credit_line_micro=credit_line_micro,
-            addresses=self._ports.mesh.addresses[: limits.ADDRESSES_MAX],
-            rng=self._ports.rng,
+        """Make an invitation; see `Membership.invite`."""
+        return self._membership.invite(
+            expires_s=expires_s, uses=uses, owner=owner or self._owner(), credit_line_micro=credit_line_micro
         )
-        self.journal.write("invitation_made", uses=uses, owner=made.sealed.message.owner)
-        return {
-            "invitation": made.text,
-            "expires_at": made.sealed.message.expires_at / 1000,
-            "uses": uses,
-        }
 
     async def add_model(
         self, path: str, name: str | None, publish: bool, progress: Callable[[int, int], None]
     ) -> dict[str, Any]:
-        """Take a GGUF file in, and bind a name to it for everybody if this device may."""
-        if self._ports.library is None:
-            raise StartError("this node keeps no models")
-        if publish and not self.logbook.assembly.weight(self.logbook.me):
-            raise StartError(
-                "only devices on the charter's roll sign names; add the model here without --publish, "
-                "then run 'agora model publish' on one of them"
-            )
-        try:
-            card = await self._ports.library.add(
-                Path(path), name, lambda done, total: trio.from_thread.run_sync(progress, done, total)
-            )
-        except OSError as error:
-            raise StartError(
-                f"cannot take in {path} ({error.strerror}), expected a readable file and free disk"
-            ) from error
-        self.journal.write("model_added", digest=card.digest, name=card.name, size_bytes=card.size_bytes)
-        self.advertiser.refresh()
-        if publish:
-            await self._publish(card.digest, name or card.name)
-        return {
-            "digest": card.digest.hex(),
-            "name": self.names.name(card.digest),
-            "architecture": card.architecture,
-            "quantisation": card.quantisation,
-            "context_tokens": card.context_tokens,
-            "size_bytes": card.size_bytes,
-        }
+        """Take a GGUF file in, and bind a name to it for everybody if this device may; see `OwnModels.add`."""
+        return await self._own_models.add(path, name, publish=publish, progress=progress)
 
     async def publish_model(self, digest_prefix: str, name: str) -> dict[str, Any]:
-        """Sign the card that binds a name to a model that somebody on the mesh holds."""
-        if not self.logbook.assembly.weight(self.logbook.me):
-            raise StartError(
-                "only devices on the charter's roll sign names; run this on the founder's device"
-            )
-        digest = self.names.resolve(digest_prefix if "@" in digest_prefix else f"@{digest_prefix}")
-        await self._publish(Digest(digest), name)
-        return {"name": name, "digest": digest.hex()}
-
-    async def _publish(self, digest: Digest, name: str) -> None:
-        def place(index: int, prev: bytes) -> Card:
-            # converted, not just built: the name is the user's and must hold the protocol's pattern
-            return msgspec.convert({"index": index, "prev": prev, "name": name, "model": digest}, Card)
-
-        try:
-            place(0, bytes(32))
-        except msgspec.ValidationError:
-            raise StartError(
-                f"model name {name!r}, expected letters, digits, '.', '_' and '-', 64 at most, e.g. 'llama-3-8b'"
-            ) from None
-        await self.sync.announce(await self.logbook.write(Card, place))
-        self.journal.write("model_published", name=name, digest=digest)
+        """Sign the card that binds a name to a model that somebody on the mesh holds; see `OwnModels.publish`."""
+        return await self._own_models.publish(digest_prefix, name)
 
     async def vote(self, patch: str, *, is_yes: bool) -> dict[str, Any]:
         """Vote for this device on a patch, by the beginning of its id, before it has voted by itself."""
@@ -476,23 +410,8 @@ class Node:
         return await self._charters.sign(prefix)
 
     async def revoke(self, peer_id: str, reason: str) -> dict[str, Any]:
-        """Bar a device from the mesh; every member hears of it."""
-        if not self.logbook.assembly.weight(self.logbook.me):
-            raise StartError("only devices on the charter's roll revoke; run this on the founder's device")
-        if peer_id not in self.logbook.assembly.members():
-            raise StartError(f"{peer_id} is no member; run 'agora peers' to see who is")
-        if PeerId(peer_id) in self.logbook.assembly.roll:
-            raise StartError(f"{peer_id} is on the charter's roll; only a new charter takes it off")
-        entry = await self.logbook.write(
-            Revocation,
-            lambda index, prev: Revocation(
-                index=index, prev=prev, peer=peer_id, reason=reason[: limits.DETAIL_CHARS_MAX]
-            ),
-        )
-        await self.sync.announce(entry)
-        await self.sync.drop_barred()
-        self.journal.write("peer_revoked", peer=peer_id)
-        return {"peer_id": peer_id, "revoked": True}
+        """Bar a device from the mesh; see `Membership.revoke`."""
+        return await self._membership.revoke(peer_id, reason)
 
     async def leave(self) -> dict[str, Any]:
         """Leave the mesh: this home serves it no more, and the daemon stops."""
