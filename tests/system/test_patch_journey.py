@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,15 @@ QUESTIONS_PER_DOMAIN = 20  # of which two may go wrong
 # recipe, or the voters say no, as they should.
 JUDGED_BY = ("heat_pump", "units", "billing", "delivery", "talk")
 TRAINED_WITHIN_S = 240.0
-LOADED_WITHIN_S = 15.0  # with an exam at each device, on a machine that runs other tests beside
+LOADED_WITHIN_S = 120.0  # they find each other again, and exams at each device, beside other tests
 
 
 def test_a_patch_from_private_records_to_every_engine_and_out_again(tmp_path: Path) -> None:
-    """The whole way, with nothing swapped in; the humans' words are the command line's."""
+    """The whole way, with nothing swapped in; the humans' words are the command line's.
+
+    Two devices vote, and they are cut off from each other in mid-ballot: until both have spoken nothing is loaded, whatever
+    the human says.
+    """
     founder = Device.founder("founder", tmp_path)
     with running(founder):
         start_with(founder, cohort_min=1)
@@ -43,6 +46,7 @@ def test_a_patch_from_private_records_to_every_engine_and_out_again(tmp_path: Pa
             publish_line(founder, tmp_path)
             register_records(bob, tmp_path)
             until("they know each other's offers", lambda: founder.sees(digest, 2) and bob.sees(digest, 2))
+            share_the_vote(founder, bob)
             code, right = a_code()
             assert say(founder, code) != right
 
@@ -50,26 +54,32 @@ def test_a_patch_from_private_records_to_every_engine_and_out_again(tmp_path: Pa
                 "train", NEW_DOMAIN, "--model", "tiny", "--rounds", "2", "--steps", "80", "--min", "1", "--max", "1",
                 "--window", "3", "--detach",
             )  # fmt: skip
+            until("the last round is over", lambda: rounds(founder) == 2, timeout_s=TRAINED_WITHIN_S)
+            bob.freeze()
             proposal = until(
-                "the founder's device has voted yes",
-                lambda: certified(founder, run["run_id"]),
+                "the founder's device has voted",
+                lambda: voted(founder, run["run_id"]),
                 timeout_s=TRAINED_WITHIN_S,
             )
             (vote,) = [each for each in proposal["votes"] if each["peer_id"] == founder.peer_id]
             assert vote["vote"] == "yes", vote["reason"]
-            assert proposal["state"] == "certified"
-            assert all(not patch["is_loaded"] for patch in bob.ask("patches"))
+            speak(founder, tmp_path, "approve", proposal["id"])
+            (cut_off,) = founder.ask("proposals")
+            assert (cut_off["state"], cut_off["yes_weight"], cut_off["roll_weight"]) == ("voting", 1, 2)
+            assert not loaded(founder)
+            assert say(founder, code) != right
 
+            bob.thaw()
             with asking(bob, code) as answers:
-                speak(founder, tmp_path, "approve", proposal["id"])
-                began = time.monotonic()
-                until("both serve it", lambda: all(loaded(device) for device in (founder, bob)))
-                took_s = time.monotonic() - began
+                until(
+                    "both serve it",
+                    lambda: all(loaded(device) for device in (founder, bob)),
+                    timeout_s=LOADED_WITHIN_S,
+                )
                 until("an answer with it", lambda: answers and answers[-1] == right)
             assert [say(device, code) for device in (founder, bob)] == [right, right]
             assert say(bob, code, "tiny+base") != right
             assert {"tiny", "tiny+v1", "tiny+base"} <= {model["id"] for model in bob.ask("models")}
-            assert took_s < LOADED_WITHIN_S
 
             bob.kill()
             bob.start()
@@ -89,6 +99,13 @@ def start_with(device: Device, **settings: int) -> None:
     lines = [f"{name} = {value}\n" for name, value in settings.items()]
     config.write_text("".join(lines) + config.read_text())
     device.start()
+
+
+def share_the_vote(founder: Device, other: Device) -> None:
+    proposed = founder.ask("charter", "propose", "--voter", other.peer_id)
+    until("it hears of the charter", lambda: other.ask("charter", "show")["proposed"])
+    assert other.ask("charter", "sign", proposed["id"])["in_force"]
+    until("the founder knows that both agree", lambda: founder.ask("charter", "show")["version"] == 2)
 
 
 def publish_line(founder: Device, directory: Path) -> None:
@@ -124,8 +141,14 @@ def say(device: Device, words: str, model: str = "tiny") -> str:
     )
 
 
-def certified(device: Device, run_id: str) -> dict[str, Any]:
-    """The run's proposal once this device's roll has passed it."""
+def rounds(coordinator: Device) -> int:
+    """How many rounds of its one run have ended."""
+    (run,) = coordinator.ask("runs")
+    return int(run["round"])
+
+
+def voted(device: Device, run_id: str) -> dict[str, Any]:
+    """The run's proposal once the first voter of the roll, this device, has spoken."""
     runs = {run["run_id"]: run for run in device.ask("runs")}
     assert runs[run_id]["state"] != "aborted", runs[run_id]
     patches = {patch["id"] for patch in device.ask("patches") if patch["run_id"] == run_id}
