@@ -36,7 +36,7 @@ from protocol import limits
 from protocol.envelope import Sealed, open_sealed
 from protocol.errors import MeshError, NotAuthorised
 from protocol.identity import PeerId
-from protocol.mesh import Mesh, Stream
+from protocol.mesh import Mesh, PeerEvent, Stream
 from protocol.messages import (
     NO_HASH,
     Award,
@@ -49,6 +49,8 @@ from protocol.messages import (
 )
 from protocol.topics import ENLIST, RUNS
 from runtime.engine import Digest
+
+GATHER_S = 20.0  # after a restart: for its members to find this device again, or it them
 
 if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own types
     from trio_typing import TaskStatus
@@ -123,7 +125,20 @@ class Coordinator:
         self._drivers: dict[bytes, RunDriver] = {}
         self.views = RunViews(tools.book, enlisted, tools.logbook, wire.mesh_id, owner_of, self._drivers.get)
         self._nursery: trio.Nursery | None = None
+        self._met = trio.Event()  # set, and another one put in its place, whenever a peer has come or gone
         mesh.serve(ENLIST, self._hear)
+        mesh.watch(self._meet)
+
+    async def _meet(self, _event: PeerEvent) -> None:
+        self._met.set()
+        self._met = trio.Event()
+
+    async def _gather(self, cohort: Sequence[PeerId]) -> None:
+        """Wait a while for the members of a run: whoever is asked before it is back has failed its round."""
+        others = frozenset(cohort) - {self._tools.logbook.me}
+        with trio.move_on_after(GATHER_S):
+            while not others <= self._mesh.connected:
+                await self._met.wait()
 
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Drive runs, those of the daemon's earlier life first."""
@@ -355,6 +370,7 @@ class Coordinator:
             self._tools.journal.write("run_aborted", run=file.run, reason=file.reason)
             return
         cohort = [PeerId(peer) for peer, seat in file.seats.items() if not seat.out]
+        await self._gather(cohort)
         machine, actions = TrainingRun.continued(
             announcement, cohort, rounds_done=file.done, now=self._tools.clock.now()
         )
