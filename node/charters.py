@@ -17,13 +17,13 @@ from node.errors import StartError
 from node.journal import Journal
 from node.logbook import Logbook
 from node.services.sync import Sync
+from node.short_id import begins, the_only
 from protocol import limits
 from protocol.envelope import Sealed
 from protocol.errors import MalformedMessage
 from protocol.identity import PeerId, public_key_of
 from protocol.messages import Charter, CharterConsent, Peer, RollEntry
 
-PREFIX_MIN = 4  # hexadecimal digits of an id that a human may leave it at
 _KeyHex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
@@ -98,17 +98,8 @@ class Charters:
             StartError: no such proposal, or this device stands on neither roll, or it has agreed before.
         """
         assembly, me = self._logbook.assembly, self._logbook.me
-        found = [
-            (entry, agreed)
-            for entry, agreed in assembly.proposed_charters()
-            if len(prefix) >= PREFIX_MIN and entry.id.hex().startswith(prefix.lower())
-        ]
-        if len(found) != 1:
-            raise StartError(
-                f"{prefix!r} names {len(found)} proposed charters, expected the first {PREFIX_MIN} digits or more "
-                "of one; run 'agora charter show'"
-            )
-        entry, agreed = found[0]
+        proposed = [each for each in assembly.proposed_charters() if begins(each[0].id, prefix)]
+        entry, agreed = the_only(proposed, prefix, what="proposed charters", see="agora charter show")
         if me not in agreed.missing:
             raise StartError("this device has agreed to it already, or stands on neither roll")
         consent = await self._logbook.write(

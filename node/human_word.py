@@ -18,6 +18,7 @@ from node.errors import StartError
 from node.journal import Journal
 from node.logbook import Logbook
 from node.services.sync import Sync
+from node.short_id import begins, the_only
 from protocol import limits
 from protocol.envelope import Sealed, seal
 from protocol.errors import BrokenLog, Equivocation
@@ -26,7 +27,6 @@ from protocol.messages import NO_HASH, Approval, Entry, Veto, Withdrawal
 
 WordKind = Literal["approval", "veto", "withdrawal"]
 _KINDS = frozenset({Approval.kind, Veto.kind, Withdrawal.kind})
-PREFIX_MIN = 4  # hexadecimal digits of an id that a human may leave it at
 
 
 def sign(human: Identity, kind: WordKind, place: dict[str, Any], *, reason: str, utc_ms: int) -> bytes:
@@ -129,17 +129,13 @@ class HumanWords:
     def _find(self, target: str, kind: WordKind) -> BallotView:
         """Return the ballot that the beginning of an id means; the newest of several that have the adapter to withdraw."""
         ballots = self._logbook.assembly.ballots(self._utc_ms())
-        found = [view for view in ballots if view.id.hex().startswith(target)]
+        found = [view for view in ballots if begins(view.id, target)]
         if kind == "withdrawal":
-            of_adapter = [view for view in ballots if view.manifest.message.adapter.hex().startswith(target)]
+            of_adapter = [view for view in ballots if begins(view.manifest.message.adapter, target)]
             adapters = {view.manifest.message.adapter for view in of_adapter} - {NO_HASH}
             found += of_adapter[-1:] if len(adapters) == 1 else []
-        if len({view.id for view in found}) != 1 or len(target) < PREFIX_MIN:
-            raise StartError(
-                f"{target!r} names {len(found)} proposals, expected the first digits of the id of one, {PREFIX_MIN} at "
-                "least; run 'agora proposals'"
-            )
-        return found[0]
+        once = list({view.id: view for view in found}.values())
+        return the_only(once, target, what="proposals", see="agora proposals")
 
 
 def _word(

@@ -50,8 +50,6 @@ from protocol.messages import (
 from protocol.topics import ENLIST, RUNS
 from runtime.engine import Digest
 
-GATHER_S = 20.0  # after a restart: for its members to find this device again, or it them
-
 if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own types
     from trio_typing import TaskStatus
 
@@ -62,6 +60,7 @@ GOSSIP_SLACK_S = (
     30.0  # an announcement lives this much longer than its window: clocks differ, gossip takes time
 )
 RUNS_AT_ONCE = 4
+GATHER_S = 20.0  # after a restart: for a run's members to find this device again, or it them
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ class Coordinator:
             await self._tools.logbook.wait_confirmed()
             for file in self._tools.book.files():
                 if file.state not in ENDED:
-                    await self._go_on(file)
+                    nursery.start_soon(self._go_on, file)
             await trio.sleep_forever()
 
     def is_of_a_run(self, award_id: bytes) -> bool:
@@ -361,7 +360,7 @@ class Coordinator:
             await self._tools.blobs.drop(Digest(digest))  # a child run begins from the newest state alone
 
     async def _go_on(self, file: RunFile) -> None:
-        """Take a run up again that a crash has broken off."""
+        """Take a run up again that a crash has broken off, and drive it to its end."""
         announcement = self._participant.open_announcement(file.announcement)
         if not file.next or self._adapters is None:
             file.state, file.reason = "aborted", "this device was restarted before the run had begun"
@@ -370,7 +369,9 @@ class Coordinator:
             self._tools.journal.write("run_aborted", run=file.run, reason=file.reason)
             return
         cohort = [PeerId(peer) for peer, seat in file.seats.items() if not seat.out]
-        await self._gather(cohort)
+        self._remember_unpaid(file, announcement.message.recipe)
+        if file.state != "paused":
+            await self._gather(cohort)
         machine, actions = TrainingRun.continued(
             announcement, cohort, rounds_done=file.done, now=self._tools.clock.now()
         )
@@ -380,10 +381,8 @@ class Coordinator:
                 *machine.handle_message(announcement.sender, Pause(), self._tools.clock.now()),
             ]
         driver = await self._driver(file, announcement, machine, actions)
-        self._remember_unpaid(file, announcement.message.recipe)
         self._tools.journal.write("run_resumed", run=file.run, round=file.done + 1)
-        assert self._nursery is not None, "run() holds it"
-        self._nursery.start_soon(self._drive, driver)
+        await self._drive(driver)
 
     def _remember_unpaid(self, file: RunFile, recipe: Recipe) -> None:
         """Members may still come for rounds of the daemon's earlier life."""

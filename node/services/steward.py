@@ -19,7 +19,6 @@ from node.blobs import Blobs
 from node.clock import Clock
 from node.data_sets import DataSets
 from node.directory import Directory
-from node.errors import StartError
 from node.examinations import Examinations
 from node.journal import Journal
 from node.logbook import Logbook
@@ -31,6 +30,7 @@ from node.services.canary_watch import CanaryWatch
 from node.services.patch_loader import PatchLoader
 from node.services.sync import Sync
 from node.services.voter import Voter
+from node.short_id import begins, the_only
 from node.views import PatchView, ProposalView
 from protocol.identity import PeerId
 from runtime.engine import Digest, Engine
@@ -38,8 +38,6 @@ from runtime.examiner import Examiner
 
 if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own types
     from trio_typing import TaskStatus
-
-PREFIX_MIN = 4  # hexadecimal digits of an id that a user may leave it at
 
 
 class Steward:
@@ -182,13 +180,8 @@ class Steward:
         return self._logbook.assembly.ballots(self._utc_ms())
 
     def _find(self, prefix: str) -> BallotView:
-        found = [ballot for ballot in self._ballots() if ballot.id.hex().startswith(prefix.lower())]
-        if len(prefix) < PREFIX_MIN or len(found) != 1:
-            raise StartError(
-                f"{prefix[:64]!r} names {len(found)} patches, expected the first digits of the id of one, {PREFIX_MIN} at "
-                "least; run 'agora patches'"
-            )
-        return found[0]
+        found = [ballot for ballot in self._ballots() if begins(ballot.id, prefix)]
+        return the_only(found, prefix, what="patches", see="agora patches")
 
     def _patch_view(self, ballot: BallotView) -> PatchView:
         return patch_view(

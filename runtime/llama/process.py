@@ -6,8 +6,6 @@ one, ends its life. Whoever is waiting then gets `EngineDied`, and `run` returns
 
 import math
 import os
-import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +13,12 @@ import trio
 
 from protocol.limits import STALL_TIMEOUT_S
 from runtime import sandbox
+from runtime.child_end import LAST_WORDS_S, STDERR_BYTES_MAX, last_words, printable, reap
 from runtime.engine import AdapterRefused, BadTemplate, EngineDied, EngineError, PromptTooLong
 from runtime.llama import wire
 
 START_S_MAX = 20.0  # to import and to close the sandbox: 0.2 s on an idle machine
-STDERR_BYTES_MAX = 2_048  # the last words
 READ_FIRST_S = 0.1
-LAST_WORDS_S = 1.0  # between the end of the socket and that of the process
 _ERRORS: dict[str, type[EngineError]] = {
     "too_long": PromptTooLong,
     "template": BadTemplate,
@@ -251,23 +248,15 @@ class LlamaChild:
     async def _reap(self) -> None:
         """End the process, whatever its state, and everybody's waiting."""
         self._process.kill()
-        await _wait(self._process)
+        await reap(self._process)
         await trio.aclose_forcefully(self._stream)
         if self._process.stderr:
             self._process.stderr.close()
-        self._verdict = self._verdict or self._last_words()
+        self._verdict = self._verdict or last_words(
+            "the engine's child", self._process.returncode, bytes(self._stderr)
+        )
         for call in list(self._questions):
             self._close(call, None)
-
-    def _last_words(self) -> str:
-        """Name the signal or status; what it wrote last belongs to it unless it was killed from outside."""
-        status = self._process.returncode
-        if status == -signal.SIGKILL:
-            return "the engine's child was killed"
-        cause = signal.Signals(-status).name if status < 0 else f"status {status}"
-        lines = [line.strip() for line in self._stderr.decode(errors="replace").splitlines() if line.strip()]
-        words = f": {_printable(lines[-1])}" if lines else ""
-        return f"the engine's child ended with {cause}{words}"
 
 
 class _OpenQuestion:
@@ -279,27 +268,7 @@ class _OpenQuestion:
 
 def error_from(failed: wire.Failed) -> EngineError:
     """Return what the child's failure is to the engine's user."""
-    return _ERRORS[failed.kind](_printable(failed.text))
-
-
-def _printable(text: str) -> str:
-    """The child's words for a log or a terminal: no control characters, not long."""
-    return "".join(c if c.isprintable() else " " for c in text)[:256]
-
-
-async def _wait(process: subprocess.Popen[bytes]) -> None:
-    """Reap a killed process without blocking the loop: freeing a large model's memory takes the kernel a while."""
-    if process.poll() is not None:
-        return  # it was dead already, and `poll` has reaped it
-    if hasattr(os, "pidfd_open"):
-        descriptor = os.pidfd_open(process.pid)
-        try:
-            await trio.lowlevel.wait_readable(descriptor)
-        finally:
-            os.close(descriptor)
-        process.wait()
-    else:
-        await trio.to_thread.run_sync(process.wait)
+    return _ERRORS[failed.kind](printable(failed.text))
 
 
 def adapter_memory(size_bytes: int) -> int:

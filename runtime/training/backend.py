@@ -17,10 +17,11 @@ import trio
 
 from protocol.errors import AgoraError
 from protocol.limits import MIB, PROGRESS_INTERVAL_S
+from runtime.child_end import printable
 from runtime.engine import Digest, ModelCard
 from runtime.trainer import BadPayload, Fit, FitFrame, FitProgress, Fitted, TrainerDied, TrainerError
 from runtime.training import wire
-from runtime.training.process import TrainerChild, printable
+from runtime.training.process import TrainerChild
 
 MAIN: Final = "node.children.trainer"
 PACKAGES: Final = ("torch", "transformers", "peft", "opacus", "flwr", "gguf", "numpy")

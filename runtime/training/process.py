@@ -5,8 +5,6 @@ is untrusted: what it says is decoded strictly, and its end, its silence or a br
 """
 
 import os
-import signal
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -14,6 +12,7 @@ from typing import Final
 import trio
 
 from runtime import sandbox
+from runtime.child_end import LAST_WORDS_S, STDERR_BYTES_MAX, last_words, reap
 from runtime.llama.wire import BadFrame
 from runtime.trainer import TrainerDied
 from runtime.training import wire
@@ -22,8 +21,6 @@ START_S_MAX: Final = (
     120.0  # to import torch and its company: 5 s on an idle machine, at the lowest priority on a busy one
 )
 SILENCE_S_MAX: Final = 30.0  # it beats four times a second, also within a step
-STDERR_BYTES_MAX: Final = 2_048  # the last words
-LAST_WORDS_S: Final = 1.0  # between the end of the socket and that of the process
 PIECE_BYTES: Final = 1 << 18
 
 
@@ -145,7 +142,7 @@ class TrainerChild:
         """Kill and reap it, whatever its state; a second time does nothing."""
         with trio.CancelScope(shield=True):
             self._process.kill()
-            await _reap(self._process)
+            await reap(self._process)
             await trio.aclose_forcefully(self._stream)
             if self._process.stderr:
                 self._process.stderr.close()
@@ -158,10 +155,11 @@ class TrainerChild:
         """Return the error that says what it died of; it is gone then."""
         if not self._verdict:
             with trio.move_on_after(LAST_WORDS_S):  # it ends by itself: hear what of
-                await _reap(self._process)
+                await reap(self._process)
         self._read_stderr()
-        self._verdict = self._verdict or self._last_words()
         await self.end()
+        status = self._process.returncode
+        self._verdict = self._verdict or last_words("the trainer's child", status, bytes(self._stderr))
         return TrainerDied(self._verdict)
 
     def _read_stderr(self) -> None:
@@ -174,32 +172,3 @@ class TrainerChild:
                 del self._stderr[:-STDERR_BYTES_MAX]
         except BlockingIOError:
             pass
-
-    def _last_words(self) -> str:
-        """Name the signal or status; what it wrote last belongs to it unless it was killed from outside."""
-        status = self._process.poll()
-        if status in (None, -signal.SIGKILL):
-            return "the trainer's child was killed"
-        assert status is not None
-        cause = signal.Signals(-status).name if status < 0 else f"status {status}"
-        lines = [line.strip() for line in self._stderr.decode(errors="replace").splitlines() if line.strip()]
-        words = f": {printable(lines[-1])}" if lines else ""
-        return f"the trainer's child ended with {cause}{words}"
-
-
-def printable(text: str) -> str:
-    """The child's words for a log or a terminal: no control characters, not long."""
-    return "".join(c if c.isprintable() else " " for c in text)[:256]
-
-
-async def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the end of a process without blocking the loop: freeing much memory takes the kernel a while."""
-    if process.poll() is not None:
-        return
-    if hasattr(os, "pidfd_open"):
-        descriptor = os.pidfd_open(process.pid)
-        try:
-            await trio.lowlevel.wait_readable(descriptor)
-        finally:
-            os.close(descriptor)
-    process.wait()
