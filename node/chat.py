@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from protocol import limits
 from protocol.errors import AgoraError
 from protocol.identity import PeerId
-from protocol.messages import DeclineReason, Privacy
-from runtime.engine import ChatMessage, FinishReason, Sampling
+from protocol.messages import DeclineReason, Privacy, Task
+from runtime.engine import ChatMessage, FinishReason, Sampling, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,10 @@ class ChatRequest:
 
     Attributes:
         model: a name as the client gave it: `NAME`, `NAME@digest8` or `auto`; see `models.py` for `+ADAPTER`.
+        messages: the chat; empty for another task.
+        task: `embedding` is answered by words (see `runtime.engine.Generation`), in `ChatDelta.words`.
+        inputs: the raw text to go on from, or the texts to embed.
+        claimed: the completion tokens to check.
         session: 32 bytes that say which conversation this is (warm cache, no new auction); None: no session.
     """
 
@@ -25,6 +29,9 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     privacy: Privacy = "owner"
     session: bytes | None = None
+    task: Task = "chat"
+    inputs: tuple[str, ...] = ()
+    claimed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,17 @@ class ChatStarted:
 
 @dataclass(frozen=True)
 class ChatDelta:
-    """New text. `tokens` is how many token ids it came from."""
+    """New text. `tokens` is how many token ids it came from.
+
+    Attributes:
+        logprobs: one for each of them, if they were asked for.
+        words: of a task that only reads.
+    """
 
     text: str
     tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+    words: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,12 @@ Address = Annotated[str, Meta(max_length=limits.ADDRESS_CHARS_MAX)]
 Detail = Annotated[str, Meta(max_length=limits.DETAIL_CHARS_MAX)]
 
 Privacy = Literal["local", "owner", "mesh"]  # this device; devices of the same owner; any member
+Task = Literal[
+    "chat",
+    "completion",  # of a raw text
+    "embedding",  # a vector for each text
+    "check",  # how far each claimed token is from what the model would have said
+]
 LogName = Literal["assembly", "bilateral"]
 DeclineReason = Literal[
     "price",
@@ -118,7 +124,11 @@ class Hello(Message, frozen=True, kw_only=True):
 
 
 class ModelOffer(Part, frozen=True, kw_only=True):
-    """A model that a device holds. Speeds are measured tokens per 1,000 seconds; 0 before the first measurement."""
+    """A model that a device holds. Speeds are measured tokens per 1,000 seconds; 0 before the first measurement.
+
+    Attributes:
+        dimensions: of an embedding model's vectors; 0: it is one that writes.
+    """
 
     digest: Hash
     architecture: Annotated[str, Meta(max_length=32)]
@@ -129,6 +139,7 @@ class ModelOffer(Part, frozen=True, kw_only=True):
     adapters: Annotated[
         tuple[Hash, ...], Meta(max_length=limits.ADAPTERS_PER_OFFER_MAX)
     ] = ()  # ready to serve
+    dimensions: Count = 0
 
 
 class Device(Part, frozen=True, kw_only=True):
@@ -148,6 +159,10 @@ class Advert(Message, frozen=True, kw_only=True):
     """A device's offer: what it holds, how free it is, what it asks. At most one per 10 s; the newest counts.
 
     Not live but with a ttl of `ADVERT_TTL_S`, since members hand each other's adverts on to newcomers.
+
+    Attributes:
+        warm: digests of the system prompts that its caches begin with, `PREFIX_BYTES` each, one after another; only of
+            jobs that any member might have read.
     """
 
     kind = "advert"
@@ -163,6 +178,7 @@ class Advert(Message, frozen=True, kw_only=True):
     heads: Annotated[tuple[Head, ...], Meta(max_length=2)]
     assembly: Hash  # of all assembly logs as far as it knows them: who reads another has something to mend
     addresses: Annotated[tuple[Address, ...], Meta(max_length=4)]
+    warm: Annotated[bytes, Meta(max_length=limits.WARM_PREFIXES_MAX * limits.PREFIX_BYTES)] = b""
 
 
 class AdvertsWanted(Message, frozen=True, kw_only=True):
@@ -503,6 +519,8 @@ class Request(Message, frozen=True, kw_only=True):
         completion_tokens_max: the cap; the hold is prompt + cap.
         total_micro_max: the reserve: a dearer bid is declined by the seller itself (`price`).
         session: a digest of the client's session, or `NO_HASH`: sellers with its cache warm are the better choice.
+        task: what is to be done; one that only reads (`embedding`, `check`) asks for no price per completion token.
+        prefix: digest of the system prompt that the chat begins with; empty: none.
     """
 
     kind = "request"
@@ -518,6 +536,8 @@ class Request(Message, frozen=True, kw_only=True):
     privacy: Privacy
     session: Hash
     head: Head | None  # my bilateral log's, so that the seller knows what it has not seen of my debts
+    task: Task = "chat"
+    prefix: Annotated[bytes, Meta(max_length=limits.PREFIX_BYTES)] = b""
 
 
 class Bid(Message, frozen=True, kw_only=True):
@@ -584,7 +604,13 @@ class Accept(Entry, frozen=True, kw_only=True):
 
 
 class SamplingTerms(Part, frozen=True, kw_only=True):
-    """How the next token is drawn; `_ppm` is parts per million."""
+    """How the next token is drawn; `_ppm` is parts per million.
+
+    Attributes:
+        logit_bias: (token id, thousandths added to its logit).
+        schema, grammar: what the whole text must be: a JSON schema, or a grammar in llama.cpp's GBNF; one of them at most.
+        logprobs: say how likely each token was, and the `top_logprobs` likeliest ones at its place.
+    """
 
     temperature_ppm: Annotated[int, Meta(ge=0, le=2_000_000)] = 0
     top_p_ppm: Annotated[int, Meta(ge=0, le=1_000_000)] = 1_000_000
@@ -594,6 +620,20 @@ class SamplingTerms(Part, frozen=True, kw_only=True):
     frequency_penalty_ppm: Annotated[int, Meta(ge=-2_000_000, le=2_000_000)] = 0
     presence_penalty_ppm: Annotated[int, Meta(ge=-2_000_000, le=2_000_000)] = 0
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
+    logit_bias: Annotated[
+        tuple[
+            tuple[
+                Annotated[int, Meta(ge=0, lt=2**31)],
+                Annotated[int, Meta(ge=-limits.LOGIT_BIAS_MILLI_MAX, le=limits.LOGIT_BIAS_MILLI_MAX)],
+            ],
+            ...,
+        ],
+        Meta(max_length=limits.LOGIT_BIASES_MAX),
+    ] = ()
+    schema: Annotated[str, Meta(max_length=limits.CONSTRAINT_CHARS_MAX)] = ""
+    grammar: Annotated[str, Meta(max_length=limits.CONSTRAINT_CHARS_MAX)] = ""
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Meta(ge=0, le=limits.TOP_LOGPROBS_MAX)] = 0
 
 
 class Turn(Part, frozen=True, kw_only=True):
@@ -608,7 +648,12 @@ class Work(Message, frozen=True, kw_only=True):
 
     Attributes:
         award: the id of the award that pays for it.
+        turns: the chat; empty for a task without one.
+        completion_tokens_max: for a task that only reads: the words of its result.
         received: completion token ids that the client already has from earlier attempts.
+        task: as in the request.
+        inputs: the raw text to go on from, or the texts to embed; empty for a chat.
+        claimed: the completion tokens to check.
     """
 
     kind = "work"
@@ -617,13 +662,18 @@ class Work(Message, frozen=True, kw_only=True):
     award: Hash
     job_id: Id
     attempt: Annotated[int, Meta(ge=1, le=limits.ATTEMPTS_MAX)]
-    turns: Annotated[tuple[Turn, ...], Meta(min_length=1, max_length=1_024)]
+    turns: Annotated[tuple[Turn, ...], Meta(max_length=1_024)]
     completion_tokens_max: Count
     sampling: SamplingTerms
     stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=8)]
     received: Annotated[
         tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...], Meta(max_length=limits.RECEIVED_TOKENS_MAX)
     ]
+    task: Task = "chat"
+    inputs: Annotated[tuple[str, ...], Meta(max_length=limits.INPUTS_MAX)] = ()
+    claimed: Annotated[
+        tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...], Meta(max_length=limits.RECEIVED_TOKENS_MAX)
+    ] = ()
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -900,12 +950,31 @@ class Spend(Entry, frozen=True, kw_only=True):
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 
 
+class TokenLogprob(Part, frozen=True, kw_only=True, array_like=True):
+    """How likely a token was: its bytes, and minus the natural logarithm of its probability, in millionths."""
+
+    text: Annotated[bytes, Meta(max_length=limits.TOKEN_BYTES_MAX)]
+    micronats: Count
+    top: Annotated[
+        tuple[tuple[Annotated[bytes, Meta(max_length=limits.TOKEN_BYTES_MAX)], Count], ...],
+        Meta(max_length=limits.TOP_LOGPROBS_MAX),
+    ] = ()  # the likeliest ones at its place, (bytes, micronats), the likeliest first
+
+
 class TokensFrame(Part, frozen=True, kw_only=True, tag="tokens"):
-    """New tokens. `first` is the index of the first of them in the whole completion, so a gap or a repeat shows."""
+    """New tokens. `first` is the index of the first of them in the whole completion, so a gap or a repeat shows.
+
+    The result of a task that only reads comes in the same way, as words instead of token ids: coordinates of unit vectors
+    as `round((x + 1) * 10^6)`, and gaps in thousandths of a logit.
+
+    Attributes:
+        logprobs: one for each id if they were asked for, else none.
+    """
 
     first: Count
     ids: Annotated[tuple[TokenId, ...], Meta(max_length=512)]
     text: str
+    logprobs: Annotated[tuple[TokenLogprob, ...], Meta(max_length=512)] = ()
 
 
 class ProgressFrame(Part, frozen=True, kw_only=True, tag="progress"):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NewType, Protocol
 
 from protocol.errors import AgoraError
+from protocol.messages import Task
 
 Digest = NewType("Digest", bytes)  # SHA-256, 32 bytes
 
@@ -54,22 +55,35 @@ class Sampling:
     frequency_penalty_ppm: int = 0
     presence_penalty_ppm: int = 0
     seed: int = 0
+    logit_bias: tuple[tuple[int, int], ...] = ()  # (token id, thousandths added to its logit)
+    schema: str = ""  # what the whole text must be: a JSON schema…
+    grammar: str = ""  # …or a grammar in GBNF; one of them at most
+    logprobs: bool = False
+    top_logprobs: int = 0
 
 
 @dataclass(frozen=True)
 class Generation:
     """One request to an engine.
 
+    A task that only reads answers in words: `embedding` with the coordinates of each input's unit vector, as
+    `round((x + 1) * 10^6)`; `check` with the gap of each claimed token, in thousandths of a logit: how far below the
+    likeliest token it was, given the prompt and the claimed tokens before it. They come as ids of `Tokens` frames.
+
     Attributes:
         model: SHA-256 of the GGUF.
-        messages: the chat so far, oldest first; not empty.
-        tokens_max: completion tokens at most, those in `received` counted in.
+        messages: the chat so far, oldest first; empty for a completion of a raw text and for embeddings.
+        tokens_max: completion tokens at most, those in `received` counted in; for a task that only reads: all its words.
         stop: texts at which the completion ends; they are not part of it.
         received: completion token ids that another engine has already produced and the client has already seen. The
             prompt is prefilled as usual and these are then decoded one by one while that is estimated to take under
             2 s (greedy: exact), else prefilled. Sampler and stop-sequence states are rebuilt by feeding them. No
             frame is sent for them; the text goes on exactly after theirs.
         adapter: a LoRA adapter that was loaded for this model; None: the bare base.
+        task: what to do.
+        inputs: the raw text to go on from, or the texts to embed. A check has a raw text here or a chat in `messages`.
+        claimed: the completion tokens to check.
+        payer: for whom: slots are shared fairly between those who wait.
     """
 
     model: Digest
@@ -79,6 +93,23 @@ class Generation:
     stop: tuple[str, ...] = ()
     received: tuple[int, ...] = ()
     adapter: Digest | None = None
+    task: Task = "chat"
+    inputs: tuple[str, ...] = ()
+    claimed: tuple[int, ...] = ()
+    payer: str = ""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token was, before temperature and the like: in millionths of a nat below certainty.
+
+    Attributes:
+        top: the likeliest ones at its place, as (bytes, micronats), the likeliest first.
+    """
+
+    text: bytes
+    micronats: int
+    top: tuple[tuple[bytes, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +122,7 @@ class Tokens:
 
     ids: tuple[int, ...]
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()  # one for each id, if they were asked for
 
 
 @dataclass(frozen=True)
@@ -129,18 +161,32 @@ class ModelCard:
     size_bytes: int
     context_tokens: int  # what the engine will run it with
     trained_context_tokens: int
+    dimensions: int = 0  # of an embedding model's vectors; 0: it is one that writes
 
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """What the seller needs for a bid or a decline, as of now."""
+    """What the seller needs for a bid or a decline, as of now.
 
-    slots: int  # requests it runs at once
+    Attributes:
+        slots: requests it runs at once.
+        prompt_tokens_per_s, tokens_per_s: measured, of one more stream beside those that run; 0 when nothing was
+            measured yet.
+        sandbox: "S3" Landlock + seccomp + rlimits, "S2" without Landlock or seccomp, "S1" rlimits alone.
+        wait_s: until a slot is free for one more request, as far as can be told.
+        load_s: until the model is in memory; 0 when it is.
+        queue_free: how many more may wait.
+    """
+
+    slots: int
     slots_free: int
     queued: int
-    prompt_tokens_per_s: float  # measured; 0 when nothing was measured yet
-    tokens_per_s: float  # measured, one stream
-    sandbox: str  # "S3" Landlock + seccomp + rlimits, "S2" without Landlock or seccomp, "S1" rlimits alone
+    prompt_tokens_per_s: float
+    tokens_per_s: float
+    sandbox: str
+    wait_s: float = 0.0
+    load_s: float = 0.0
+    queue_free: int = 0
 
 
 class EngineError(AgoraError):
@@ -161,6 +207,15 @@ class PromptTooLong(EngineError):
 
 class BadTemplate(EngineError):
     """The model's chat template failed, ran too long or used too much memory in its sandbox."""
+
+
+class ModelLoading(EngineError):
+    """The model is being read into memory, which takes a while; `done` of 1 so far, ready in about `retry_after_s`."""
+
+    def __init__(self, message: str, *, done: float, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.done = done
+        self.retry_after_s = retry_after_s
 
 
 class EngineBusy(EngineError):

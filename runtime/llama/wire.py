@@ -99,6 +99,11 @@ class SamplingParameters(msgspec.Struct, frozen=True, array_like=True):
     frequency_penalty_ppm: int
     presence_penalty_ppm: int
     seed: int
+    logit_bias: tuple[tuple[int, int], ...] = ()
+    schema: str = ""
+    grammar: str = ""
+    logprobs: bool = False
+    top_logprobs: int = 0
 
 
 class Generate(Message, frozen=True):

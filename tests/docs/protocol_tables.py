@@ -98,7 +98,15 @@ def _part(title: str, form: type[Part]) -> str:
 def _default(field: ms.Field) -> str:
     if field.required:
         return ""
-    missing = "empty" if field.default == () else f"{field.default:,}"
+    match field.default:
+        case bool():
+            missing = str(field.default).lower()
+        case int():
+            missing = f"{field.default:,}"
+        case () | b"" | "":
+            missing = "empty"
+        case _:
+            missing = f'`"{field.default}"`'
     return f"; {missing} when it is missing"
 
 
