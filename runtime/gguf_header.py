@@ -28,6 +28,12 @@ TENSOR_NAME_BYTES_MAX = 63  # GGML_MAX_NAME - 1
 LAYERS_MAX = 512  # LLAMA_MAX_LAYERS
 ALIGNMENT_MAX = 64 * KIB
 CONTEXT_TOKENS_MAX = 1 << 24
+DIMENSIONS_MAX = 16_384  # of an embedding; four times the widest that are in use
+POOLINGS = (
+    1,
+    2,
+    3,
+)  # a text's vector is its tokens' mean, the first's or the last's; 0 is none, 4 ranks pairs
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}  # fmt: skip
 _TEXT, _ARRAY = 8, 9
@@ -64,6 +70,7 @@ class Header:
     parameters: int
     trained_context_tokens: int
     kv_bytes_per_token: int  # of an F16 cache; 0 if the architecture does not tell
+    dimensions: int = 0  # of an embedding model's vectors; 0: it is one that writes
 
 
 @dataclass(frozen=True)
@@ -265,7 +272,16 @@ def _summary(metadata: dict[str, object], parameters: int, commonest: str) -> He
         parameters=parameters,
         trained_context_tokens=context,
         kv_bytes_per_token=_kv_bytes(metadata, architecture, layers),
+        dimensions=_dimensions(metadata, architecture),
     )
+
+
+def _dimensions(metadata: dict[str, object], architecture: str) -> int:
+    """Return the length of the vectors of an embedding model: one whose header says how it pools."""
+    if _whole(metadata, architecture, "pooling_type", 0) not in POOLINGS:
+        return 0
+    key = "embedding_length_out" if f"{architecture}.embedding_length_out" in metadata else "embedding_length"
+    return _bounded(metadata, f"{architecture}.{key}", DIMENSIONS_MAX)
 
 
 def _bounded(metadata: dict[str, object], key: str, most: int) -> int:

@@ -332,6 +332,9 @@ class LlamaEngine:
                 stop=request.stop,
                 received=request.received,
                 adapter=request.adapter,
+                task=request.task,
+                inputs=request.inputs,
+                claimed=request.claimed,
             ),
         )
 
@@ -390,6 +393,7 @@ class LlamaEngine:
                 threads=self._threads,
                 memory_bytes_max=self._memory_needed(*self._loaded, model),
                 tokens_per_s=record.tokens_per_s,
+                dimensions=self._store.models[model].dimensions,
             ),
         )
         self._loading = None

@@ -18,6 +18,7 @@ from runtime.engine import (
     Generation,
     Phase,
     Progress,
+    TokenLogprob,
     Tokens,
 )
 from runtime.llama import wire
@@ -124,7 +125,12 @@ class Call:
         self._said_tokens = False
 
     def _tokens(self, new: wire.NewTokens) -> None:
+        if len(new.logprobs) != (len(new.ids) if self.request.sampling.logprobs else 0):
+            raise Unasked(
+                f"call {self.number} has {len(new.logprobs)} log-probabilities for {len(new.ids)} tokens"
+            )
         self._count(len(new.ids), len(new.text))
+        logprobs = tuple(TokenLogprob(each.text, each.micronats, each.top) for each in new.logprobs)
         self.phase, self.in_template, self._said_tokens = Phase.DECODE, False, True
         last = self._frames[-1] if self._frames else None
         if (
@@ -132,9 +138,9 @@ class Call:
             and len(last.ids) + len(new.ids) <= MERGED_IDS_MAX
             and len(last.text) + len(new.text) <= MERGED_TEXT_MAX
         ):
-            self._frames[-1] = Tokens(last.ids + new.ids, last.text + new.text)
+            self._frames[-1] = Tokens(last.ids + new.ids, last.text + new.text, last.logprobs + logprobs)
         else:
-            self._frames.append(Tokens(new.ids, new.text))
+            self._frames.append(Tokens(new.ids, new.text, logprobs))
 
     def _finish(self, done: wire.Done) -> None:
         self._count(0, len(done.text))

@@ -14,7 +14,7 @@ import trio
 from protocol.limits import STALL_TIMEOUT_S
 from runtime import sandbox
 from runtime.child_end import LAST_WORDS_S, STDERR_BYTES_MAX, last_words, printable, reap
-from runtime.engine import AdapterRefused, BadTemplate, EngineDied, EngineError, PromptTooLong
+from runtime.engine import AdapterRefused, BadRequest, BadTemplate, EngineDied, EngineError, PromptTooLong
 from runtime.llama import wire
 
 START_S_MAX = 20.0  # to import and to close the sandbox: 0.2 s on an idle machine
@@ -22,6 +22,7 @@ READ_FIRST_S = 0.1
 _ERRORS: dict[str, type[EngineError]] = {
     "too_long": PromptTooLong,
     "template": BadTemplate,
+    "request": BadRequest,
     "model": EngineError,
     "adapter": AdapterRefused,
     "engine": EngineError,

@@ -13,7 +13,8 @@ from typing import Annotated
 
 import msgspec
 
-from protocol.limits import MIB
+from protocol.limits import MIB, TOKEN_BYTES_MAX, TOP_LOGPROBS_MAX
+from protocol.messages import Task
 
 FRAME_BYTES_MAX = (
     4 * MIB
@@ -52,6 +53,7 @@ class Load(Message, frozen=True):
     ]  # address space, with all that is loaded by then
     tokens_per_s: PerSecond  # as measured before, to plan with; 0 measures it now, which takes about a second
     for_exams: bool = False  # it takes `Grade` instead of `Generate`; slots and speed mean nothing then
+    dimensions: Count = 0  # of an embedding model's vectors; 0: it is one that writes
 
 
 class Unload(Message, frozen=True):
@@ -107,7 +109,10 @@ class SamplingParameters(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Generate(Message, frozen=True):
-    """Run one request on a loaded model: `Beat`s and `NewTokens`, then `Done`, `Failed` or `Cancelled`."""
+    """Run one request on a loaded model: `Beat`s and `NewTokens`, then `Done`, `Failed` or `Cancelled`.
+
+    See `runtime.engine.Generation`, of which it is the part that the child needs.
+    """
 
     call: CallId
     model: DigestBytes
@@ -117,6 +122,9 @@ class Generate(Message, frozen=True):
     stop: tuple[str, ...]
     received: tuple[Token, ...]
     adapter: DigestBytes | None = None
+    task: Task = "chat"
+    inputs: tuple[str, ...] = ()
+    claimed: tuple[Token, ...] = ()
 
 
 class CountTokens(Message, frozen=True):
@@ -181,6 +189,7 @@ class Header(Message, frozen=True):
     parameters: Annotated[int, msgspec.Meta(ge=1, lt=2**53)]
     trained_context_tokens: Count
     kv_bytes_per_token: Count
+    dimensions: Count
 
 
 class Loaded(Message, frozen=True):
@@ -207,12 +216,24 @@ class Beat(Message, frozen=True):
     total: Count
 
 
+TokenBytes = Annotated[bytes, msgspec.Meta(max_length=TOKEN_BYTES_MAX)]
+
+
+class Logprob(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """`runtime.engine.TokenLogprob`, field by field."""
+
+    text: TokenBytes
+    micronats: Count
+    top: Annotated[tuple[tuple[TokenBytes, Count], ...], msgspec.Meta(max_length=TOP_LOGPROBS_MAX)] = ()
+
+
 class NewTokens(Message, frozen=True):
-    """New completion tokens of one sequence and the text they made certain."""
+    """New completion tokens of one sequence and the text they made certain; or words, of a task that only reads."""
 
     call: CallId
     ids: Annotated[tuple[Token, ...], msgspec.Meta(min_length=1, max_length=4_096)]
     text: Annotated[str, msgspec.Meta(max_length=65_536)]
+    logprobs: Annotated[tuple[Logprob, ...], msgspec.Meta(max_length=4_096)] = ()  # one for each id, or none
 
 
 class Done(Message, frozen=True):
@@ -268,7 +289,7 @@ class Failed(Message, frozen=True):
     """A call ended with an error; the child goes on."""
 
     call: CallId
-    kind: Annotated[str, msgspec.Meta(pattern="^(too_long|template|model|adapter|engine)$")]
+    kind: Annotated[str, msgspec.Meta(pattern="^(too_long|template|request|model|adapter|engine)$")]
     text: Line
 
 
