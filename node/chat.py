@@ -116,5 +116,14 @@ class Unsold(ChatError):
         self.retry_after_s = retry_after_s
 
 
+class StillLoading(ChatError):
+    """The model is being read into memory: `done` of 1 so far, ready in about `retry_after_s`."""
+
+    def __init__(self, message: str, *, done: float, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.done = done
+        self.retry_after_s = retry_after_s
+
+
 class BadPrompt(ChatError):
     """The client's fault: too long for the context, or the template refuses these turns."""

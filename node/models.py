@@ -92,6 +92,7 @@ class ModelNames:
                     architecture=architecture,
                     quantisation=card.quantisation if card else offers[0][1].quantisation,
                     context_tokens=card.context_tokens if card else offers[0][1].context_tokens,
+                    dimensions=card.dimensions if card else offers[0][1].dimensions,
                     holders=[*([self._me] if card else []), *sorted(peer for peer, _ in offers)],
                     is_local=card is not None,
                     is_published=self._assembly().name_of(digest) is not None,
@@ -146,7 +147,10 @@ class ModelNames:
         """
         views = self._bases()
         if name == "auto" and views:
-            best = max(views, key=lambda view: (view.is_published, view.is_local, len(view.holders)))
+            best = max(
+                views,
+                key=lambda view: (not view.dimensions, view.is_published, view.is_local, len(view.holders)),
+            )
             return bytes.fromhex(best.digest)
         published = self._assembly().digest_of(name)
         for view in views:

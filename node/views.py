@@ -22,6 +22,7 @@ class ModelView(View, frozen=True, kw_only=True):
     architecture: str
     quantisation: str
     context_tokens: int
+    dimensions: int = 0  # of an embedding model's vectors; 0: it is one that writes
     holders: list[str]  # peer ids
     is_local: bool
     is_published: bool
