@@ -20,7 +20,7 @@ from node.directory import Directory
 from node.patches import Patches
 from node.views import ModelView
 from protocol.identity import PeerId
-from protocol.messages import NO_HASH, ModelOffer
+from protocol.messages import NO_HASH, ModelOffer, Task
 from runtime.engine import Digest, Engine
 
 DIGEST_PREFIX_HEX = 8
@@ -81,7 +81,8 @@ class ModelNames:
         for digest in sorted({*map(bytes, local), *offered}):
             offers = offered.get(digest, [])
             card = local.get(Digest(digest))
-            architecture = card.architecture if card else offers[0][1].architecture
+            shown = card or offers[0][1]
+            contexts = [shown.context_tokens, *(model.context_tokens for _, model in offers)]
             version, adapter = self._patches.head(digest)
             views.append(
                 ModelView(
@@ -89,10 +90,10 @@ class ModelNames:
                     digest=digest.hex(),
                     adapter="" if adapter == NO_HASH else adapter.hex(),
                     version=version,
-                    architecture=architecture,
-                    quantisation=card.quantisation if card else offers[0][1].quantisation,
-                    context_tokens=card.context_tokens if card else offers[0][1].context_tokens,
-                    dimensions=card.dimensions if card else offers[0][1].dimensions,
+                    architecture=shown.architecture,
+                    quantisation=shown.quantisation,
+                    context_tokens=max(contexts),
+                    dimensions=shown.dimensions,
                     holders=[*([self._me] if card else []), *sorted(peer for peer, _ in offers)],
                     is_local=card is not None,
                     is_published=self._assembly().name_of(digest) is not None,
@@ -145,13 +146,27 @@ class ModelNames:
         Raises:
             UnknownModelName: nobody here holds such a model; the error names those that are held.
         """
+        return bytes.fromhex(self.view(name).digest)
+
+    def view(self, name: str, task: Task = "chat") -> ModelView:
+        """Show the base that a name stands for, whatever patch it names; `auto` is the best for a task.
+
+        Raises:
+            UnknownModelName: nobody here holds such a model; the error names those that are held.
+        """
         views = self._bases()
+        name = name.partition("+")[0]
         if name == "auto" and views:
-            best = max(
+            embeds = task == "embedding"
+            return max(
                 views,
-                key=lambda view: (not view.dimensions, view.is_published, view.is_local, len(view.holders)),
+                key=lambda view: (
+                    bool(view.dimensions) == embeds,
+                    view.is_published,
+                    view.is_local,
+                    len(view.holders),
+                ),
             )
-            return bytes.fromhex(best.digest)
         published = self._assembly().digest_of(name)
         for view in views:
             _, at, prefix = name.rpartition("@")
@@ -159,5 +174,5 @@ class ModelNames:
                 bool(at) and len(prefix) >= DIGEST_PREFIX_HEX and view.digest.startswith(prefix.lower())
             )
             if by_digest or (published is not None and view.digest == published.hex()):
-                return bytes.fromhex(view.digest)
+                return view
         raise UnknownModelName(name, tuple(view.id for view in views))

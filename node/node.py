@@ -18,6 +18,7 @@ from marketplace.budget import Budget
 from marketplace.exposure import Exposure
 from marketplace.ledger import Ledger
 from marketplace.pricing import Prices
+from marketplace.reputation import Reputation
 from node.adapter_maker import AdapterMaker, Compute, at_once
 from node.blobs import Blobs, NoBlobs
 from node.charters import CharterChange, Charters
@@ -69,7 +70,7 @@ from node.wire import Wire
 from protocol.envelope import Sealed
 from protocol.identity import Identity, PeerId
 from protocol.mesh import Mesh
-from protocol.messages import Charter, Device
+from protocol.messages import Charter, Device, Task
 from runtime.engine import Engine
 from runtime.examiner import Examiner
 from runtime.trainer import Trainer
@@ -166,6 +167,7 @@ class Node:
         if ports.data is not None:
             self.privacy_book = PrivacyBook(self.logbook, ports.data, journal)
             self._own_data = OwnData(ports.data, self.privacy_book, journal)
+        self.reputation = Reputation()
         exposure = Exposure(self.logbook.ledger.unsettled(identity.peer_id))
         self.settlement = Settlement(
             mesh=ports.mesh,
@@ -296,6 +298,7 @@ class Node:
                 advertiser=self.advertiser,
                 budget=Budget(config.budget_job_micro or None, config.budget_day_micro or None),
                 price_most=Prices(config.pay_prompt_micro_max, config.pay_completion_micro_max),
+                reputation=self.reputation,
                 journal=journal,
                 rng=rng,
             ),
@@ -370,6 +373,10 @@ class Node:
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Yield the events of one chat; see `Buyer.chat`."""
         return self.buyer.chat(request)
+
+    def model(self, name: str, task: Task = "chat") -> ModelView:
+        """Return the model that a client's name stands for; see `ModelNames.view`."""
+        return self.names.view(name, task)
 
     async def quotes(self, model: str, prompt_tokens: int, completion_tokens: int) -> AttemptView:
         """Ask the sellers what such a request would cost, and award nothing."""

@@ -3,7 +3,7 @@
 Money is micro-credits, times are Unix seconds (float), durations seconds, digests hex.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -21,7 +21,7 @@ class ModelView(View, frozen=True, kw_only=True):
     version: int = 0  # of the line; 0: the bare base
     architecture: str
     quantisation: str
-    context_tokens: int
+    context_tokens: int  # the longest that anybody runs it with
     dimensions: int = 0  # of an embedding model's vectors; 0: it is one that writes
     holders: list[str]  # peer ids
     is_local: bool
@@ -158,6 +158,10 @@ class BidView(View, frozen=True, kw_only=True):
     is_winner: bool
 
 
+# Of an answer that was bought: not drawn for a check; drawn; what came of it. "unverified": nobody can or may check it.
+VerificationState = Literal["", "waiting", "passed", "caught", "unverified"]
+
+
 class AttemptView(View, frozen=True, kw_only=True):
     """One attempt at a job: who was asked, what they said, how it ended."""
 
@@ -173,6 +177,8 @@ class AttemptView(View, frozen=True, kw_only=True):
     tokens: int
     receipt_id: str
     auction_ms: float
+    verification: VerificationState = ""
+    verification_detail: str = ""
 
 
 class JobView(View, frozen=True, kw_only=True):
@@ -197,6 +203,7 @@ class JobView(View, frozen=True, kw_only=True):
     declines: list[dict[str, str]]
     attempts: list[AttemptView]
     receipts: list[str]
+    verification: VerificationState = ""  # the worst of its attempts
 
 
 class ReceiptView(View, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from node.views import (
     ProposalView,
     StatusView,
 )
+from protocol.messages import Task
 
 
 class NodePort(Protocol):
@@ -37,6 +38,13 @@ class NodePort(Protocol):
 
     def models(self) -> list[ModelView]:
         """Return what can be asked for."""
+
+    def model(self, name: str, task: Task = "chat") -> ModelView:
+        """Return the model that a client's name stands for, whatever patch it names; `auto`: the best for the task.
+
+        Raises:
+            UnknownModelName: there is none.
+        """
 
     def jobs(self, limit: int = 100) -> list[JobView]:
         """Return the newest jobs first, running ones too."""
