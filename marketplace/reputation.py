@@ -7,6 +7,7 @@ seller that takes a new key has to prove itself again.
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
+from marketplace.verification import BARRED_S
 from protocol import limits
 from protocol.identity import PeerId
 
@@ -22,12 +23,22 @@ class Record:
         settled, failed: jobs paid, attempts broken off.
         reliability: of the outcomes, newest weigh most; 0 to 1.
         kept: delivered ÷ promised, for speed and time to first token; 0 to 1.
+        judged: of its answers, how many were checked with a result.
+        caught: how many of those were not by the model that was paid for.
+        caught_ms: when the last of them was found, Unix time; 0: never.
     """
 
     settled: int = 0
     failed: int = 0
     reliability: float = NEUTRAL
     kept: float = NEUTRAL
+    judged: int = 0
+    caught: int = 0
+    caught_ms: int = 0
+
+    def is_barred(self, utc_ms: int) -> bool:
+        """Whether it was caught so lately that it is not asked at all."""
+        return self.caught > 0 and utc_ms - self.caught_ms < 1000 * BARRED_S
 
     @property
     def score(self) -> float:
@@ -70,6 +81,19 @@ class Reputation:
         record = self.of(seller)
         reliability = _towards(record.reliability, 0.0)
         self._note(seller, replace(record, failed=record.failed + 1, reliability=reliability))
+
+    def judged(self, seller: PeerId, *, is_passed: bool, utc_ms: int) -> Record:
+        """An answer of this seller was checked; return what is now known of it."""
+        record = self.of(seller)
+        record = replace(record, judged=record.judged + 1)
+        if not is_passed:
+            record = replace(record, caught=record.caught + 1, caught_ms=utc_ms)
+        self._note(seller, record)
+        return record
+
+    def remember(self, seller: PeerId, *, judged: int, caught: int, caught_ms: int) -> None:
+        """Take in what an earlier run found out about a seller's answers."""
+        self._note(seller, replace(self.of(seller), judged=judged, caught=caught, caught_ms=caught_ms))
 
     def _note(self, seller: PeerId, record: Record) -> None:
         self._records.pop(seller, None)

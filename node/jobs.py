@@ -5,7 +5,7 @@ logs, not here.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -14,7 +14,7 @@ import trio
 from node.chat import ChatRequest, Wanted
 from node.clock import Clock
 from node.store import Record, Store
-from node.views import AttemptView, BidView, JobView
+from node.views import AttemptView, BidView, JobView, VerificationState
 from protocol.envelope import Sealed
 from protocol.errors import AgoraError
 from protocol.identity import PeerId
@@ -60,6 +60,8 @@ class Attempt:
     reason: str = ""
     receipt_id: str = ""
     amount_micro: int = 0
+    verification: VerificationState = ""
+    verification_detail: str = ""
 
 
 @dataclass
@@ -131,7 +133,7 @@ class JobBook:
         for record in records:
             if record.kind == JOB and record.body is not None:
                 view = msgspec.msgpack.decode(record.body, type=JobView)
-                self._views[view.job_id] = view
+                self._views[view.job_id] = _after_restart(view)
 
     def open(self, request: ChatRequest, job_id: Id, name: str, wanted: Wanted) -> Job:
         """Begin a job."""
@@ -208,6 +210,7 @@ class JobBook:
             declines=[decline for attempt in job.attempts for decline in _declines(attempt)],
             attempts=[attempt_view(attempt) for attempt in job.attempts],
             receipts=[attempt.receipt_id for attempt in job.attempts if attempt.receipt_id],
+            verification=_worst(attempt.verification for attempt in job.attempts),
         )
 
 
@@ -239,6 +242,34 @@ def attempt_view(attempt: Attempt) -> AttemptView:
         tokens=len(attempt.ids),
         receipt_id=attempt.receipt_id,
         auction_ms=attempt.auction_s * 1000,
+        verification=attempt.verification,
+        verification_detail=attempt.verification_detail,
+    )
+
+
+def _worst(found: Iterable[VerificationState]) -> VerificationState:
+    """Return what a job's answer comes to when sellers of several attempts had a part in it."""
+    order: tuple[VerificationState, ...] = ("caught", "unverified", "waiting", "passed")
+    states = set(found)
+    return next((state for state in order if state in states), "")
+
+
+def _after_restart(view: JobView) -> JobView:
+    """Return a stored job as it stands now: prompts are in memory alone, so no check outlives its daemon."""
+    if all(attempt.verification != "waiting" for attempt in view.attempts):
+        return view
+    attempts = [
+        msgspec.structs.replace(
+            attempt,
+            verification="unverified",
+            verification_detail="this device was restarted before the check",
+        )
+        if attempt.verification == "waiting"
+        else attempt
+        for attempt in view.attempts
+    ]
+    return msgspec.structs.replace(
+        view, attempts=attempts, verification=_worst(attempt.verification for attempt in attempts)
     )
 
 

@@ -56,9 +56,14 @@ class Eligibility:
 
     # --- whom ---------------------------------------------------------------------------------------------------
     def is_allowed(self, peer: PeerId, privacy: Privacy) -> bool:
-        """Whether a peer may read a prompt of this privacy class: a member, and of the same owner where that is asked."""
+        """Whether a peer may read a prompt of this privacy class: a member, and of the same owner where that is asked.
+
+        Nobody who was lately caught selling another model's answers is.
+        """
         assembly, me = self._logbook.assembly, self._logbook.me
         if privacy == "local" or peer == me or not assembly.is_member(peer):
+            return False
+        if self._reputation.of(peer).is_barred(self._clock.utc_ms()):
             return False
         return privacy == "mesh" or assembly.same_owner(me, peer)
 
@@ -103,6 +108,7 @@ class Eligibility:
                         score=score,
                     )
                 )
+        candidates = [each for each in candidates if not self._reputation.of(each.peer).caught] or candidates
         candidates = [each for each in candidates if each.peer in ready] or candidates
         assembly = self._logbook.assembly
         owners = {

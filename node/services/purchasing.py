@@ -14,7 +14,8 @@ import trio
 from marketplace.auction import NoSale
 from marketplace.budget import Budget
 from marketplace.lease import Leases, Session
-from marketplace.pricing import Prices, estimated_tokens, lease_hold_micro, reserve_micro
+from marketplace.pricing import Prices, lease_hold_micro, reserve_micro
+from marketplace.prompt import Prompt
 from marketplace.punctuality import Punctuality
 from marketplace.reputation import Reputation
 from node.chat import BadPrompt, ChatRequest, DeclineView, Unsold
@@ -75,6 +76,7 @@ class Purchasing:
         advertiser: Advertiser,
         budget: Budget,
         price_most: Prices,
+        reputation: Reputation,
         journal: Journal,
         rng: Random,
     ) -> None:
@@ -83,7 +85,7 @@ class Purchasing:
         self._clock = clock
         self._logbook = logbook
         self._leases = Leases()
-        self._reputation = Reputation()
+        self._reputation = reputation
         self._price_most = price_most
         self._journal = journal
         self._rng = rng
@@ -456,7 +458,7 @@ def turns_of(request: ChatRequest) -> tuple[Turn, ...]:
 
 def _estimated_tokens(job: Job) -> int:
     """Prompt tokens, and the received ones that are read again."""
-    return estimated_tokens(turns_of(job.request)) + job.tokens
+    return Prompt(turns_of(job.request)).estimated_tokens + job.tokens
 
 
 def declines_of(job: Job) -> tuple[DeclineView, ...]:

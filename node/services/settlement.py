@@ -107,7 +107,9 @@ class Settlement:
         jobs: JobBook,
         exposure: Exposure,
         journal: Journal,
+        on_signed: Callable[[Job, Attempt], None] = lambda _job, _attempt: None,
     ) -> None:
+        self._on_signed = on_signed
         self._mesh = mesh
         self._wire = wire
         self._clock = clock
@@ -330,7 +332,7 @@ class Settlement:
         try:
             with trio.fail_after(RECEIPT_TIMEOUT_S):
                 receipt = await self._wire.receive(stream, Receipt)
-                await self._pay(stream, receipt, attempt)
+                await self._pay(stream, receipt, job, attempt)
                 await stream.end()
         except RemoteProtocolError:
             raise
@@ -369,18 +371,18 @@ class Settlement:
             return
         await self._countersign(stream, receipt, check_round_receipt(receipt, work))
 
-    async def _pay(self, stream: Stream, receipt: Sealed[Receipt], attempt: Attempt) -> None:
+    async def _pay(self, stream: Stream, receipt: Sealed[Receipt], job: Job, attempt: Attempt) -> None:
         assert attempt.award is not None
         assert attempt.work is not None
         fault = check_receipt(receipt, attempt.award, attempt.work, attempt.ids)
-        await self._countersign(stream, receipt, fault, attempt)
+        await self._countersign(stream, receipt, fault, (job, attempt))
 
     async def _countersign(
         self,
         stream: Stream,
         receipt: Sealed[Receipt],
         fault: Mismatch | None,
-        attempt: Attempt | None = None,
+        bought: tuple[Job, Attempt] | None = None,
     ) -> None:
         if fault is not None:
             raise RemoteProtocolError(f"receipt has {fault.field} {fault.found}, expected {fault.expected}")
@@ -398,9 +400,12 @@ class Settlement:
             )
         finally:
             self._countersigning.remove(key)
-        if attempt is not None:
+        if bought is not None:
+            job, attempt = bought
             attempt.receipt_id = receipt.id.hex()
             attempt.amount_micro = receipt.message.amount_micro
+            # Here and not behind the sending: a seller that hangs up now would never be looked at.
+            self._on_signed(job, attempt)
         await stream.send(countersignature.raw)
         self._journal.write(
             "receipt_countersigned",
@@ -461,7 +466,7 @@ class Settlement:
                 )
                 return
             try:
-                await self._pay(stream, receipt, attempt)
+                await self._pay(stream, receipt, job, attempt)
             except (StoreFailed, NotConfirmed) as error:
                 raise StreamBroken(f"nothing can be signed now: {error}") from error  # its seller comes again
             await self._jobs.store(job)
