@@ -242,14 +242,14 @@ class Batcher:
         return rows, shares
 
     def _draw(self, slot: Slot, job: Job, index: int) -> list[wire.FromChild]:
-        token = self.model.sample(job.sampler.chain, index)
+        drawn = job.sampler.draw(self.model, index)
+        token = drawn.token
         job.is_begun_again = False
-        job.sampler.drawn()
         if self.model.ends_generation(token):
             return [self._finish(slot, job, "stop")]
         job.tokens.append(token)
         text = job.text.feed(self.model.piece(token))
-        return [wire.NewTokens(job.call, (token,), text), *self._after_token(slot, job)]
+        return [wire.NewTokens(job.call, (token,), text, drawn.logprobs), *self._after_token(slot, job)]
 
     def _after_token(self, slot: Slot, job: Job) -> list[wire.FromChild]:
         if job.text.state is State.STOPPED:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from protocol.limits import BLOB_BYTES_MAX, PROGRESS_INTERVAL_S
 from runtime import gguf_header, sandbox
+from runtime.engine import BadRequest
 from runtime.examiner import BadAdapter
 from runtime.llama import wire
 from runtime.llama.batching import Batcher, TooLong
@@ -144,6 +145,8 @@ class Child:
             self._fail(message, "template", str(error))
         except TooLong as error:
             self._fail(message, "too_long", str(error))
+        except BadRequest as error:
+            self._fail(message, "request", str(error))
         except BadAdapter as error:
             self._fail(message, "adapter", str(error))
         except (ModelError, gguf_header.BadModelFile) as error:

@@ -3,16 +3,34 @@
 The random number for the n-th completion token is a function of (seed, n): the generator is seeded anew for each
 token. So a successor in the middle of a completion draws what its predecessor would have drawn, without replaying
 the draws, whose number depends on how many candidates each step had left.
+
+A constraint is not llama.cpp's: its grammars abort, overflow the stack and take exponential time, and the child serves
+many. `constraint.py` judges tokens instead. The token that the chain draws is nearly always one that fits; where it is
+not, the chain draws once more, from those that do.
 """
 
 import hashlib
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from runtime.engine import BadRequest
+from runtime.llama import wire
 from runtime.llama.lowlevel import llama
-from runtime.llama.wire import SamplingParameters
+
+if TYPE_CHECKING:
+    from runtime.llama.constraint import Constraint
+    from runtime.llama.model import Model
 
 MILLION = 1_000_000
 RANDOM_SEED = 0xFFFF_FFFF  # means "from the clock" to llama.cpp
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A token, and how likely it was if that was asked for (else nothing)."""
+
+    token: int
+    logprobs: tuple[wire.Logprob, ...] = ()
 
 
 class Sampler:
@@ -22,14 +40,34 @@ class Sampler:
         parameters: what the request asked for.
         vocabulary_size: of the model.
         completion_tokens_max: penalties look at the whole completion, and only at it, as OpenAI's do.
+        constraint: what the text must be; None: anything.
+
+    Attributes:
+        chain: llama.cpp's.
+
+    Raises:
+        BadRequest: a bias names a token that is not in the vocabulary.
     """
 
     def __init__(
-        self, parameters: SamplingParameters, vocabulary_size: int, completion_tokens_max: int
+        self,
+        parameters: wire.SamplingParameters,
+        vocabulary_size: int,
+        completion_tokens_max: int,
+        constraint: "Constraint | None" = None,
     ) -> None:
-        self._seed = parameters.seed
+        for token, _ in parameters.logit_bias:
+            if not 0 <= token < vocabulary_size:
+                raise BadRequest(f"logit_bias names token {token}, expected 0 to {vocabulary_size - 1}")
+        self._parameters = parameters
+        self._constraint = constraint
         self._drawn = 0
         self.chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        if parameters.logit_bias:
+            biases = (llama.llama_logit_bias * len(parameters.logit_bias))(
+                *((token, milli / 1_000) for token, milli in parameters.logit_bias)
+            )
+            self._add(llama.llama_sampler_init_logit_bias(vocabulary_size, len(biases), biases))
         penalties = (
             parameters.repeat_penalty_ppm / MILLION or 1.0,
             parameters.frequency_penalty_ppm / MILLION,
@@ -54,6 +92,21 @@ class Sampler:
         """Free the chain and what is in it."""
         llama.llama_sampler_free(self.chain)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether drawing is nothing but `model.sample(chain, index)` and then `drawn()`."""
+        return self._constraint is None and not self._parameters.logprobs
+
+    def draw(self, model: "Model", index: int) -> Drawn:
+        """Draw the next token from row `index` of the model's last batch, and remember it.
+
+        Raises:
+            NotFinite: the logits are no numbers.
+        """
+        token = model.sample(self.chain, index)
+        self.drawn()
+        return Drawn(token)
+
     def accept(self, token: int) -> None:
         """Remember a token that a predecessor drew, as if it had been drawn here."""
         llama.llama_sampler_accept(self.chain, token)
@@ -68,7 +121,7 @@ class Sampler:
             self._add(self._generator())
 
     def _generator(self) -> Any:
-        text = f"{self._seed}/{self._drawn}".encode()
+        text = f"{self._parameters.seed}/{self._drawn}".encode()
         seed = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
         return llama.llama_sampler_init_dist(seed if seed != RANDOM_SEED else 0)
 
