@@ -5,11 +5,13 @@ nobody reads, so a slow reader costs memory for its tokens and nothing else, and
 """
 
 from collections import deque
+from dataclasses import astuple
 
 import trio
 
-from protocol.limits import PROGRESS_INTERVAL_S
+from protocol.limits import PROGRESS_INTERVAL_S, TOKENS_PER_REQUEST_MAX
 from runtime.engine import (
+    ChatMessage,
     Digest,
     EngineError,
     Finished,
@@ -68,6 +70,23 @@ class Call:
     def model(self) -> Digest:
         """The model that was asked for."""
         return self.request.model
+
+    def as_message(self) -> wire.Generate:
+        """Return what the child is told of it."""
+        request = self.request
+        return wire.Generate(
+            call=self.number,
+            model=request.model,
+            turns=turns(request.messages),
+            tokens_max=min(request.tokens_max, TOKENS_PER_REQUEST_MAX),
+            sampling=wire.SamplingParameters(*astuple(request.sampling)),
+            stop=request.stop,
+            received=request.received,
+            adapter=request.adapter,
+            task=request.task,
+            inputs=request.inputs,
+            claimed=request.claimed,
+        )
 
     # --- the reader's side ---------------------------------------------------------------------------------------
 
@@ -168,3 +187,8 @@ class Call:
             )
         if self._text > TEXT_PER_TOKEN_MAX * (self._ids + 1):
             raise Unasked(f"call {self.number} has {self._text} characters for {self._ids} tokens")
+
+
+def turns(messages: tuple[ChatMessage, ...]) -> wire.Turns:
+    """Return a chat as the child is told of it."""
+    return tuple((message.role, message.content) for message in messages)
