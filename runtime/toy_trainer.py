@@ -19,7 +19,7 @@ from protocol.errors import AgoraError
 from protocol.limits import PROGRESS_INTERVAL_S
 from protocol.messages import Recipe
 from runtime.engine import Digest
-from runtime.trainer import BadPayload, Fit, FitFrame, FitProgress, Fitted, TrainerError
+from runtime.trainer import BadPayload, Fit, FitFrame, FitProgress, Fitted, Prepared, TrainerError
 
 TOY_DOMAINS: Final = ("heat_pump", "appliances", "addition", "units", "talk")
 STEPS_PER_LEARNING: Final = 40.0  # after so many steps 63 % of what was missing is learned
@@ -109,7 +109,7 @@ class ToyTrainer:
         return self._steps_per_s
 
     async def fit(self, task: Fit) -> AsyncGenerator[FitFrame, None]:
-        """Yield progress, then one `Fitted`. See the port."""
+        """Yield the frames of one fit. See the port."""
         steps = task.recipe.steps
         while True:
             with trio.move_on_after(PROGRESS_INTERVAL_S / 2):
@@ -119,6 +119,7 @@ class ToyTrainer:
         try:
             data = self._find(task.data)
             old = await self._starting_state(task)
+            yield Prepared()
             took_s, whole_s = 0.0, steps * self._step_s
             while took_s < whole_s:
                 yield FitProgress(int(took_s / self._step_s), steps)

@@ -67,6 +67,15 @@ class FitProgress:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """All that the task names is here, fits, and leads to the state that it names; no step has been made yet.
+
+    Whoever asks for no further frame has let the trainer learn nothing: privacy is reserved between this frame and the
+    next, so that a bad task costs none.
+    """
+
+
+@dataclass(frozen=True)
 class Fitted:
     """The last frame of a fit.
 
@@ -85,7 +94,7 @@ class Fitted:
     seconds: float
 
 
-FitFrame = FitProgress | Fitted
+FitFrame = FitProgress | Prepared | Fitted
 
 
 class TrainerError(AgoraError):
@@ -112,7 +121,7 @@ class Trainer(Protocol):
         """Measured in the last fit; 0 before the first."""
 
     def fit(self, task: Fit) -> AsyncGenerator[FitFrame, None]:
-        """Yield progress, then one `Fitted`. Closing the generator cancels the fit within a step.
+        """Yield progress, one `Prepared`, progress, one `Fitted`. Closing the generator cancels the fit within a step.
 
         Raises:
             TrainerError: one of its kinds, before or between frames.

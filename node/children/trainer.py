@@ -91,6 +91,7 @@ class Child:
             raise TrainerError("no record of the data set fits into the model's context")
         replay = self._samples(loaded, task.replay, on_step) if task.replay else []
         loaded.samples = {path: loaded.samples[path] for path in (task.data, task.replay) if path}
+        self._connection.wait_to_begin(task.call)
         seconds = 0.0
 
         def train(state: State, _settings: Settings) -> tuple[State, client.Metrics]:

@@ -3,10 +3,11 @@
 A round under way outlives the stream that asked for it: its privacy is spent when it begins, so it is trained to its end
 and what came of it waits for the coordinator to ask again. In this order, so that a failure costs as little as possible:
 
-    blobs are here ─▶ privacy is reserved (on disk) ─▶ first step … last step ─▶ result is on disk ─▶ it is sent
+    blobs are here ─▶ the trainer has read them ─▶ privacy is reserved (on disk) ─▶ first step … ─▶ result is on disk ─▶ it is sent
 """
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -23,7 +24,7 @@ from protocol.identity import PeerId
 from protocol.limits import BLOB_BYTES_MAX, DETAIL_CHARS_MAX
 from protocol.messages import NO_HASH, FailedFrame, RunAnnouncement
 from runtime.engine import Digest
-from runtime.trainer import BadPayload, Fit, FitProgress, Fitted, Trainer, TrainerError
+from runtime.trainer import BadPayload, Fit, FitProgress, Fitted, Prepared, Trainer, TrainerError
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,6 @@ class Fitting:
             if digest != NO_HASH:
                 await self._fetch(Digest(digest), size_max, [known.buyer, *cohort])
         noise = known.noise.plan if known.noise else None
-        refused = await self._privacy.reserve(data_set, known.run, task.round, noise, recipe.steps)
-        if refused is not None:
-            raise TrainingRefused(refused.detail)
         fit = Fit(
             base=Digest(wanted.base),
             data=data_set.digest,
@@ -122,7 +120,13 @@ class Fitting:
             noise=noise,
             seed=_seed(known.run, data_set, task.round),
         )
-        fitted = await self._train(fit, under_way)
+
+        async def reserve() -> None:
+            refused = await self._privacy.reserve(data_set, known.run, task.round, noise, recipe.steps)
+            if refused is not None:
+                raise TrainingRefused(refused.detail)
+
+        fitted = await self._train(fit, under_way, reserve)
         if hashlib.sha256(fitted.state).digest() != task.state:
             raise TrainerError("the trainer began from another state than the task names")
         result = Result(
@@ -144,12 +148,17 @@ class Fitting:
         except BlobNotFound:
             await self._exchange.gather(digest, size_max)
 
-    async def _train(self, fit: Fit, under_way: Round) -> Fitted:
+    async def _train(
+        self, fit: Fit, under_way: Round, before_first_step: Callable[[], Awaitable[None]]
+    ) -> Fitted:
         async with aclosing(self.trainer.fit(fit)) as frames:
             async for frame in frames:
                 match frame:
+                    case Prepared():
+                        await before_first_step()
+                        under_way.is_training = True
                     case FitProgress(step, _):
-                        under_way.step, under_way.is_training = step, True
+                        under_way.step = step
                     case Fitted():
                         return frame
         raise TrainerError("the trainer ended without a result")

@@ -14,7 +14,7 @@ from protocol.messages import Recipe
 from runtime.engine import Digest
 from runtime.toy_examiner import ToyExaminer
 from runtime.toy_trainer import ToyData, ToyTrainer, toy_adapter, toy_shapes
-from runtime.trainer import Fit, FitFrame, Fitted
+from runtime.trainer import Fit, FitFrame, Fitted, Prepared
 
 if TYPE_CHECKING:
     from node.adapter_maker import Shapes
@@ -32,12 +32,13 @@ class RecordingTrainer(ToyTrainer):
 
     async def fit(self, task: Fit) -> AsyncGenerator[FitFrame, None]:
         """See `Trainer.fit`."""
-        self._daemon.fits.append(task)
         async with aclosing(super().fit(task)) as frames:
             async for frame in frames:
                 if isinstance(frame, Fitted):
                     self._daemon.fitted.append((self._daemon.starts, task))
                 yield frame
+                if isinstance(frame, Prepared):  # whoever asks for the next frame has it begin
+                    self._daemon.fits.append(task)
 
 
 class ToyAdapters:

@@ -19,7 +19,16 @@ from protocol.errors import AgoraError
 from protocol.limits import MIB, PROGRESS_INTERVAL_S
 from runtime.child_end import printable
 from runtime.engine import Digest, ModelCard
-from runtime.trainer import BadPayload, Fit, FitFrame, FitProgress, Fitted, TrainerDied, TrainerError
+from runtime.trainer import (
+    BadPayload,
+    Fit,
+    FitFrame,
+    FitProgress,
+    Fitted,
+    Prepared,
+    TrainerDied,
+    TrainerError,
+)
 from runtime.training import wire
 from runtime.training.process import TrainerChild
 
@@ -115,14 +124,14 @@ class TorchTrainer:
         return self._child.pid if self._child and self._child.is_alive else None
 
     async def fit(self, task: Fit) -> AsyncGenerator[FitFrame, None]:
-        """Yield progress, then one `Fitted`. See the port."""
+        """Yield the frames of one fit. See the port."""
         step, steps = 0, task.recipe.steps
         while True:
             with trio.move_on_after(FRAME_S):
                 await self._turn.acquire()
                 break
             yield FitProgress(0, steps)
-        child, call, is_open = None, 0, False
+        child, call, is_open, has_begun = None, 0, False, False
         try:
             order = await self._order(task)
             child = await self._living_child()
@@ -136,7 +145,11 @@ class TorchTrainer:
                     match _of(message, call):
                         case wire.Beat() as beat:
                             step = min(beat.step, steps)
-                        case wire.Fitted() as fitted:
+                        case wire.Prepared() if not has_begun:
+                            yield Prepared()
+                            has_begun = True
+                            await child.say(wire.Begin(call))
+                        case wire.Fitted() as fitted if has_begun:
                             is_open = False
                             if fitted.steps != steps:
                                 raise TrainerError(
@@ -153,6 +166,8 @@ class TorchTrainer:
                             raise (BadPayload if kind == "payload" else TrainerError)(printable(text))
                         case wire.Cancelled():
                             raise TrainerError("the trainer's child gave up what nobody cancelled")
+                        case wire.Prepared() | wire.Fitted():
+                            raise TrainerError("the trainer's child prepared twice, or trained unasked")
                 yield FitProgress(step, steps)
         except TrainerDied:
             is_open = False

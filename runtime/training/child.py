@@ -37,6 +37,7 @@ class Connection:
         self._beat: wire.Beat | None = None
         self._moved_at = 0.0
         self.inbox: queue.SimpleQueue[wire.Fit] = queue.SimpleQueue()
+        self._begun: queue.SimpleQueue[int] = queue.SimpleQueue()  # calls that may begin, or were cancelled
 
     def start(self) -> None:
         """Begin to hear and beat."""
@@ -56,6 +57,18 @@ class Connection:
         """
         self._moved_at = time.monotonic()
         self._beat = wire.Beat(call, step, steps)
+        if call <= self._cancelled:
+            raise CallCancelled
+
+    def wait_to_begin(self, call: int) -> None:
+        """Say that everything is ready, and return when the first step may be made.
+
+        Raises:
+            CallCancelled: it is not wanted any more.
+        """
+        self.say(wire.Prepared(call))
+        while self._begun.get() != call:
+            pass  # of a call that was cancelled before it waited
         if call <= self._cancelled:
             raise CallCancelled
 
@@ -83,8 +96,11 @@ class Connection:
                     match wire.decode_to_child(body):
                         case wire.Fit() as fit:
                             self.inbox.put(fit)
+                        case wire.Begin(call):
+                            self._begun.put(call)
                         case wire.Cancel(call):
                             self._cancelled = max(self._cancelled, call)
+                            self._begun.put(call)
             now = time.monotonic()
             if now >= beat_at:
                 beat_at = now + BEAT_INTERVAL_S

@@ -59,7 +59,13 @@ class Cancel(Message, frozen=True):
     call: CallId
 
 
-ToChild = Fit | Cancel
+class Begin(Message, frozen=True):
+    """Make the first step: the answer to `Prepared`."""
+
+    call: CallId
+
+
+ToChild = Fit | Begin | Cancel
 
 # --- child to daemon ---------------------------------------------------------------------------------------------
 
@@ -77,6 +83,12 @@ class Beat(Message, frozen=True):
     call: CallId
     step: Steps
     steps: Steps
+
+
+class Prepared(Message, frozen=True):
+    """All that the fit names was read and fits; the child waits for `Begin`, and beats."""
+
+    call: CallId
 
 
 class Fitted(Message, frozen=True):
@@ -104,7 +116,7 @@ class Failed(Message, frozen=True):
     text: Line
 
 
-FromChild = Ready | Beat | Fitted | Cancelled | Failed
+FromChild = Ready | Beat | Prepared | Fitted | Cancelled | Failed
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -20,7 +20,17 @@ from runtime.engine import Digest
 from runtime.gguf_header import read_layout
 from runtime.model_store import ModelStore
 from runtime.toy_trainer import ToyData, ToyTrainer, toy_shapes
-from runtime.trainer import BadPayload, Fit, FitProgress, Fitted, NoisePlan, Trainer, TrainerError
+from runtime.trainer import (
+    BadPayload,
+    Fit,
+    FitFrame,
+    FitProgress,
+    Fitted,
+    NoisePlan,
+    Prepared,
+    Trainer,
+    TrainerError,
+)
 from runtime.training.backend import TorchTrainer
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny_model"
@@ -120,8 +130,22 @@ async def fitted(place: Workplace, task: Fit) -> Fitted:
         seen = [frame async for frame in frames]
     *others, last = seen
     assert isinstance(last, Fitted)
-    assert all(isinstance(frame, FitProgress) for frame in others)
+    assert [frame for frame in others if not isinstance(frame, FitProgress)] == [Prepared()]
     return last
+
+
+async def failed(place: Workplace, task: Fit, match: str | None = None) -> None:
+    """Have a task refused before the trainer is prepared: nothing has been spent on it then."""
+    seen: list[FitFrame] = []
+
+    async def follow() -> None:
+        async with aclosing(place.trainer.fit(task)) as frames:
+            async for frame in frames:
+                seen.append(frame)  # noqa: PERF401  (a comprehension would lose what came before the error)
+
+    with pytest.raises(BadPayload, match=match):
+        await follow()
+    assert Prepared() not in seen
 
 
 async def test_a_device_that_can_train_says_so(place: Workplace) -> None:
@@ -138,6 +162,17 @@ async def test_a_fit_is_progress_and_one_change_to_the_tasks_own_state(place: Wo
     new = codec.apply(place.seed(), end.payload)
     assert any(matrix.any() for matrix in new.values())
     assert place.trainer.steps_per_s > 0
+
+
+async def test_who_takes_no_frame_after_the_prepared_one_has_let_nothing_be_learnt(place: Workplace) -> None:
+    async with aclosing(place.trainer.fit(place.first())) as frames:
+        async for frame in frames:
+            if isinstance(frame, Prepared):
+                break
+
+    again = await fitted(place, place.first())
+
+    assert again.steps == RECIPE.steps
 
 
 async def test_frames_come_at_least_twice_a_second(place: Workplace) -> None:
@@ -202,15 +237,13 @@ async def test_a_private_round_gives_a_change_too(place: Workplace) -> None:
 async def test_a_hostile_change_is_refused_and_the_next_fit_is_served(
     place: Workplace, payload: bytes
 ) -> None:
-    with pytest.raises(BadPayload):
-        await fitted(place, replace(place.first(), payload=payload))
+    await failed(place, replace(place.first(), payload=payload))
 
     await fitted(place, place.first())
 
 
 async def test_a_change_to_another_state_than_was_named_is_refused(place: Workplace) -> None:
-    with pytest.raises(BadPayload, match="another state"):
-        await fitted(place, replace(place.first(), state=Digest(bytes(32))))
+    await failed(place, replace(place.first(), state=Digest(bytes(32))), "another state")
 
 
 async def test_a_state_of_other_tensors_is_refused(place: Workplace) -> None:
@@ -222,8 +255,7 @@ async def test_a_state_of_other_tensors_is_refused(place: Workplace) -> None:
         state=Digest(codec.digest(other)),
     )
 
-    with pytest.raises(BadPayload):
-        await fitted(place, task)
+    await failed(place, task)
 
 
 async def test_data_that_is_not_here_is_named(place: Workplace) -> None:

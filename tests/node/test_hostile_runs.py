@@ -131,6 +131,17 @@ async def test_a_round_from_another_state_is_refused_once_it_was_trained(world: 
     assert len(spends(device)) == 1
 
 
+async def test_a_state_that_the_payload_does_not_lead_to_costs_no_privacy(world: World) -> None:
+    """A coordinator that names a wrong state would else burn a round of each member's budget, as often as it likes."""
+    device, coordinator = await in_a_run(world)
+
+    answer = await coordinator.ask(device, state=b"s" * 32)
+
+    assert isinstance(answer, FailedFrame)
+    assert answer.reason == "prompt"
+    assert (trained(device), spends(device)) == ([], [])
+
+
 async def test_an_older_round_is_fenced_off(world: World) -> None:
     device, coordinator = await in_a_run(world)
     await coordinator.ask(device, 2)
