@@ -2,6 +2,7 @@
 
 Everything is integer micro-credits and rounds up, so that a price above zero never becomes free by division. The asked
 price never falls when the load rises: a free device is the cheap one, and the auction spreads the work by itself.
+Load counts in steps, so that devices with equal terms ask equal prices, and the auction's tie goes to the quicker one.
 """
 
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from protocol.messages import Turn
 LOAD_MARKUP_PERCENT = (
     100  # a fully loaded device asks twice its base price: about what a second job costs the first
 )
+LOAD_STEP_PERCENT = 25  # counted in quarters: a percent of noise must not decide an auction between equals
 BATTERY_MARKUP_PERCENT = 50  # a charge is worth more than mains power, yet a lone laptop should still sell
 BYTES_PER_TOKEN = 3  # of English text; 4 is common
 TURN_TOKENS = 8  # what a template puts around each turn
@@ -42,7 +44,7 @@ def asked(
 
     Args:
         base: as its owner configured them, for an idle device on mains power.
-        load_percent: of all cores, or of all slots; above 100 it counts as 100.
+        load_percent: of all cores, or of all slots; above 100 it counts as 100, and between two steps as the lower one.
         is_on_battery: it runs on its battery and is not being charged.
         is_same_owner: the buyer is a device of the seller's own owner.
         owner_percent: what such a buyer pays of the base price, whatever the load; 0 is free, and only if configured.
@@ -50,7 +52,7 @@ def asked(
     if is_same_owner:
         factor = owner_percent * 100
     else:
-        load = min(max(load_percent, 0), 100)
+        load = min(max(load_percent, 0), 100) // LOAD_STEP_PERCENT * LOAD_STEP_PERCENT
         factor = 100 * 100 + load * LOAD_MARKUP_PERCENT
         if is_on_battery:
             factor += 100 * BATTERY_MARKUP_PERCENT

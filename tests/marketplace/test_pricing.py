@@ -17,6 +17,8 @@ def test_a_total_is_tokens_times_their_prices() -> None:
     ("load_percent", "is_on_battery", "prices"),
     [
         (0, False, Prices(10, 21)),
+        (24, False, Prices(10, 21)),
+        (25, False, Prices(13, 27)),
         (50, False, Prices(15, 32)),
         (100, False, Prices(20, 42)),
         (900, False, Prices(20, 42)),
