@@ -4,7 +4,8 @@ A receipt binds the award, the job and attempt, both parties, the model and its 
 delivered token ids by their digests, and the price. The payer compares every one of them with what it asked for and
 what arrived; one difference and it does not sign. Only the times are the seller's word.
 
-An attempt without one delivered token costs nothing: a seller could otherwise live on prompts that it never answers.
+An attempt without one delivered token costs nothing: a seller could otherwise live on prompts that it never answers. Of a
+task that only reads, prompt tokens are claimed in the share in which its words came (`tokens_charged`).
 """
 
 import hashlib
@@ -13,11 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from marketplace.pricing import Prices
+from marketplace.prompt import Prompt, tokens_charged
 from protocol.envelope import Sealed, encode
-from protocol.messages import Accepted, Award, Countersignature, Receipt, SamplingTerms, Turn, Work
-
-TEMPLATE_TOKENS_MAX = 256  # a chat template's own words: a default system prompt, the date
-TURN_TOKENS_MAX = 16  # and its marks around each turn
+from protocol.messages import Accepted, Award, Countersignature, Receipt, SamplingTerms, Work
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ def draft_receipt(
         prev: the id of the entry before it there.
     """
     terms = award.message
+    charged = tokens_charged(work, prompt_tokens, len(ids))
     return Receipt(
         index=index,
         prev=prev,
@@ -74,13 +74,13 @@ def draft_receipt(
         adapter=terms.adapter,
         sampling=sampling_digest(work.sampling),
         seed=work.sampling.seed,
-        prompt=prompt_digest(work.turns),
+        prompt=Prompt.of(work).digest(),
         output=output_digest(ids),
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=charged,
         completion_tokens=len(ids),
         ttft_ms=ttft_ms,
         duration_ms=duration_ms,
-        amount_micro=min(amount_micro(terms, prompt_tokens, len(ids)), chargeable_micro),
+        amount_micro=min(amount_micro(terms, charged, len(ids)), chargeable_micro),
     )
 
 
@@ -110,14 +110,14 @@ def check_receipt(
         ("adapter", found.adapter, terms.adapter),
         ("sampling", found.sampling, sampling_digest(work.sampling)),
         ("seed", found.seed, work.sampling.seed),
-        ("prompt", found.prompt, prompt_digest(work.turns)),
+        ("prompt", found.prompt, Prompt.of(work).digest()),
         ("completion_tokens", found.completion_tokens, len(ids)),
         ("output", found.output, output_digest(ids)),
     )
     for name, said, known in bound:
         if said != known:
             return Mismatch(name, _shown(said), _shown(known))
-    tokens_max = prompt_tokens_max(work.turns)
+    tokens_max = tokens_charged(work, Prompt.of(work).tokens_max, len(ids))
     if found.prompt_tokens > tokens_max:
         return Mismatch("prompt_tokens", str(found.prompt_tokens), f"{tokens_max} or fewer")
     # Less is the seller's right: it charges less when the hold runs out.
@@ -151,30 +151,9 @@ def output_digest(ids: Iterable[int]) -> bytes:
     return hashlib.sha256(b"".join(struct.pack("<I", token) for token in ids)).digest()
 
 
-def prompt_digest(turns: Iterable[Turn]) -> bytes:
-    """Return the SHA-256 of a chat: role and text of each turn in UTF-8, each after its length as u32 little-endian.
-
-    The lengths keep two different chats from having one encoding.
-    """
-    digest = hashlib.sha256()
-    for turn in turns:
-        for text in (turn.role.encode(), turn.content.encode()):
-            digest.update(struct.pack("<I", len(text)) + text)
-    return digest.digest()
-
-
 def sampling_digest(terms: SamplingTerms) -> bytes:
     """Return the SHA-256 of the sampling terms' MessagePack form."""
     return hashlib.sha256(encode(terms)).digest()
-
-
-def prompt_tokens_max(turns: Sequence[Turn]) -> int:
-    """Return more tokens than any tokenizer makes of a chat: one per byte, and what a template adds.
-
-    The payer need not hold the model, so it cannot count; this bounds what a seller may claim to have read.
-    """
-    size_bytes = sum(len(turn.content.encode()) for turn in turns)
-    return size_bytes + TURN_TOKENS_MAX * len(turns) + TEMPLATE_TOKENS_MAX
 
 
 def _shown(value: object) -> str:

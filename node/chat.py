@@ -19,7 +19,9 @@ class ChatRequest:
         task: `embedding` is answered by words (see `runtime.engine.Generation`), in `ChatDelta.words`.
         inputs: the raw text to go on from, or the texts to embed.
         claimed: the completion tokens to check.
-        session: 32 bytes that say which conversation this is (warm cache, no new auction); None: no session.
+        session: 32 bytes that say which conversation this is (warm cache, no new auction); None: no session. A task
+            that only reads has none.
+        not_by: who may not do it, nor any other device of the same owners: a check is another's business.
     """
 
     model: str
@@ -32,6 +34,7 @@ class ChatRequest:
     task: Task = "chat"
     inputs: tuple[str, ...] = ()
     claimed: tuple[int, ...] = ()
+    not_by: frozenset[PeerId] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class ChatStarted:
 
 @dataclass(frozen=True)
 class ChatDelta:
-    """New text. `tokens` is how many token ids it came from.
+    """New text, or words. `tokens` is how many token ids it came from; none for words.
 
     Attributes:
         logprobs: one for each of them, if they were asked for.

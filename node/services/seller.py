@@ -20,7 +20,8 @@ from marketplace.auction import total_micro
 from marketplace.exposure import Exposure
 from marketplace.fence import Fence
 from marketplace.lease import Leases, may_work
-from marketplace.pricing import Prices, estimated_tokens
+from marketplace.pricing import Prices
+from marketplace.prompt import Prompt
 from node.clock import Clock
 from node.journal import Journal
 from node.logbook import Logbook, NotConfirmed
@@ -233,7 +234,7 @@ class Seller:
             self._leases.open(award, now)
         prices = Prices(award.message.prompt_micro, award.message.completion_micro)
         new_tokens = max(0, work.completion_tokens_max - len(work.received))
-        total = prices.total_micro(estimated_tokens(work.turns), new_tokens)
+        total = prices.total_micro(Prompt.of(work).estimated_tokens, new_tokens)
         refused = may_work(
             work,
             stream.peer_id,

@@ -1,13 +1,13 @@
 """What a seller may claim, and what a payer compares before it signs."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from marketplace.prompt import Prompt
 from marketplace.receipt import (
     Mismatch,
     accepted_ids,
@@ -16,12 +16,10 @@ from marketplace.receipt import (
     check_receipt,
     draft_receipt,
     output_digest,
-    prompt_digest,
-    prompt_tokens_max,
     sampling_digest,
 )
 from protocol.envelope import Sealed
-from protocol.messages import NO_HASH, Accepted, Award, Receipt, SamplingTerms, Turn
+from protocol.messages import NO_HASH, Accepted, Award, Receipt, SamplingTerms, Turn, Work
 from tests.marketplace.parties import ANN, BOB, BUYER, JOB, MODEL, award, countersigned, receipt, sealed, work
 
 IDS = (5, 6, 70_000)
@@ -57,7 +55,7 @@ def test_a_receipt_binds_award_parties_model_sampling_prompt_and_output() -> Non
         adapter=NO_HASH,
         sampling=sampling_digest(SamplingTerms(temperature_ppm=700_000, seed=7)),
         seed=7,
-        prompt=prompt_digest([Turn(role="user", content="what is an agora?")]),
+        prompt=Prompt((Turn(role="user", content="what is an agora?"),)).digest(),
         output=output_digest(IDS),
         prompt_tokens=20,
         completion_tokens=3,
@@ -140,12 +138,6 @@ def test_prompt_farming_earns_nothing() -> None:
     assert amount_micro(award().message, prompt_tokens=1_000, completion_tokens=1) == 2_010
 
 
-def test_no_prompt_has_more_tokens_than_bytes_and_its_templates_marks() -> None:
-    turns = (Turn(role="user", content="ζῷον"), Turn(role="assistant", content="ok"))
-
-    assert prompt_tokens_max(turns) == 9 + 2 + 2 * 16 + 256
-
-
 def test_a_countersignature_settles_exactly_the_receipt_that_was_sent() -> None:
     sent, other = receipt(award()), receipt(award(), amount_micro=1)
 
@@ -174,20 +166,56 @@ def test_the_output_digest_is_over_little_endian_u32_ids() -> None:
     assert output_digest([1, 258]) == hashlib.sha256(bytes([1, 0, 0, 0, 2, 1, 0, 0])).digest()
 
 
-TURNS = st.lists(
-    st.builds(Turn, role=st.sampled_from(["system", "user", "assistant"]), content=st.text(max_size=8)),
-    max_size=4,
-)
+# --- tasks that only read ---------------------------------------------------------------------------------------------
+def embedding(of: Sealed[Award], **changes: Any) -> Work:
+    """Two texts of 4 dimensions each: 8 words."""
+    fields = {
+        "task": "embedding",
+        "turns": (),
+        "inputs": ("warm", "cold"),
+        "sampling": SamplingTerms(),
+        "completion_tokens_max": 8,
+    }
+    return work(of, **{**fields, **changes})
 
 
-@settings(derandomize=True, deadline=None)
-@given(first=TURNS, second=TURNS)
-def test_two_chats_share_a_digest_only_if_they_are_the_same(first: list[Turn], second: list[Turn]) -> None:
-    assert (prompt_digest(first) == prompt_digest(second)) == (first == second)
+def test_a_reading_is_paid_by_its_prompt_alone() -> None:
+    """Sellers bid nothing for its words: 20 prompt tokens at 2."""
+    sold = award(completion_micro=0)
+    message = draft_receipt_of(embedding(sold), sold, ids=range(8))
+
+    assert (message.prompt_tokens, message.completion_tokens, message.amount_micro) == (20, 8, 40)
+    assert check_receipt(sealed(ANN, message), sold, embedding(sold), range(8)) is None
 
 
-def test_text_moved_from_one_turn_to_the_next_changes_the_prompt_digest() -> None:
-    one = [Turn(role="user", content="ab"), Turn(role="user", content="c")]
-    two = [Turn(role="user", content="a"), Turn(role="user", content="bc")]
+@pytest.mark.parametrize(("words", "tokens", "amount"), [(0, 0, 0), (1, 3, 6), (4, 10, 20), (7, 18, 36)])
+def test_a_reading_that_broke_off_is_paid_in_the_share_that_came(words: int, tokens: int, amount: int) -> None:
+    """In full, a seller would fail after the first word; not at all, a buyer would hang up before the last."""
+    sold = award(completion_micro=0)
+    message = draft_receipt_of(embedding(sold), sold, ids=range(words))
 
-    assert prompt_digest(one) != prompt_digest(two)
+    assert (message.prompt_tokens, message.amount_micro) == (tokens, amount)
+
+
+def test_a_reading_that_broke_off_and_claims_its_whole_prompt_is_not_countersigned() -> None:
+    """One word of eight came; the bound on what may have been read is cut to the same share: 296 of bytes and marks."""
+    sold = award(completion_micro=0)
+    greedy = replace(draft_receipt_of(embedding(sold), sold, ids=(5,)), prompt_tokens=38, amount_micro=76)
+
+    found = check_receipt(sealed(ANN, greedy), sold, embedding(sold), (5,))
+
+    assert found == Mismatch("prompt_tokens", "38", "37 or fewer")
+
+
+def draft_receipt_of(done: Work, sold: Sealed[Award], ids: Sequence[int]) -> Receipt:
+    return draft_receipt(
+        sold,
+        done,
+        ids=ids,
+        prompt_tokens=20,
+        ttft_ms=100,
+        duration_ms=900,
+        chargeable_micro=5_000,
+        index=4,
+        prev=b"v" * 32,
+    )

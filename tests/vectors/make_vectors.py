@@ -15,7 +15,8 @@ import msgspec
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-from marketplace.receipt import output_digest, prompt_digest, sampling_digest  # noqa: E402
+from marketplace.prompt import Prompt  # noqa: E402
+from marketplace.receipt import output_digest, sampling_digest  # noqa: E402
 from protocol.envelope import Sealed, encode, seal  # noqa: E402  (found through the line above)
 from protocol.identity import Identity  # noqa: E402
 from protocol.messages import (  # noqa: E402
@@ -361,7 +362,7 @@ def _market(vectors: _Vectors) -> None:
             adapter=NO_HASH,
             sampling=sampling_digest(sampling),
             seed=7,
-            prompt=prompt_digest(turns),
+            prompt=Prompt(turns).digest(),
             output=output_digest((5, 6, 7)),
             prompt_tokens=12,
             completion_tokens=3,

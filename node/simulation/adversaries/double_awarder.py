@@ -8,7 +8,7 @@ both.
 from typing import ClassVar, Final
 
 from marketplace.auction import total_micro
-from marketplace.pricing import estimated_tokens
+from marketplace.prompt import Prompt
 from node.simulation.adversaries.adversary import Adversary
 from protocol.envelope import Sealed, decode
 from protocol.identity import PeerId
@@ -82,7 +82,7 @@ class DoubleAwarder(Adversary):
             attempt=1,
             model=ECHO_MODEL,
             adapter=NO_HASH,
-            prompt_tokens=estimated_tokens(TURNS),
+            prompt_tokens=Prompt(TURNS).estimated_tokens,
             completion_tokens_max=COMPLETION_TOKENS,
             total_micro_max=MOST_MICRO,
             privacy="mesh",

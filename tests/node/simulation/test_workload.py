@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketplace.pricing import estimated_tokens
+from marketplace.prompt import Prompt
 from node.simulation.workload import (
     BATCH,
     BATCH_MEAN,
@@ -258,7 +258,7 @@ def test_the_longest_question_fits_into_an_echo_context_with_its_answer(shape: S
     """Else its sellers would decline for `context`, and the world would measure that."""
     longest = max((filler(start, shape.words.most) for start in range(len(FILLER))), key=len)
 
-    tokens = estimated_tokens([Turn(role="user", content=longest)]) + shape.tokens_max.most
+    tokens = Prompt((Turn(role="user", content=longest),)).estimated_tokens + shape.tokens_max.most
 
     assert tokens < echo_card().context_tokens
 
