@@ -1,4 +1,5 @@
-"""One sealed-bid auction of the spot lane: a few sellers are asked directly, the cheapest bid wins and is paid as bid.
+"""One sealed-bid auction of the spot lane: a few sellers are asked directly, the cheapest bid wins and is paid as bid; of
+equally cheap ones the one that promises its first token soonest.
 
 It closes when every seller that is waited for has answered, else at its window:
 
@@ -198,17 +199,25 @@ class Auction:
 
 
 def winner(request: Sealed[Request], bids: Iterable[Sealed[Bid]]) -> Sealed[Bid] | None:
-    """Return the winning bid: the cheapest total within the reserve, ties to the lowest lot; None when there is none.
+    """Return the winning bid within the reserve; None when there is none.
+
+    The cheapest total wins. A tie goes to the soonest first token, so that a warm or a free seller comes before one that
+    has to read or to wait; a bid that promises no time comes after all that do. The rest is the lowest lot.
 
     Anybody who holds the request and the bids, one of each seller, comes to the same winner, in whatever order.
     """
     ranked = [
-        (total_micro(request.message, bid.message), lot(request.id, bid.sender), bid)
+        (
+            total_micro(request.message, bid.message),
+            bid.message.ttft_ms or math.inf,
+            lot(request.id, bid.sender),
+            bid,
+        )
         for bid in bids
         if bid.message.request == request.id
     ]
     allowed = [line for line in ranked if line[0] <= request.message.total_micro_max]
-    return min(allowed, key=lambda line: line[:2])[2] if allowed else None
+    return min(allowed, key=lambda line: line[:3])[3] if allowed else None
 
 
 def total_micro(request: Request, bid: Bid) -> int:

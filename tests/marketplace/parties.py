@@ -53,7 +53,9 @@ def request(**changes: Any) -> Sealed[Request]:
     return sealed(BUYER, Request(**(fields | changes)))
 
 
-def bid(seller: str, price_micro: int, to: Sealed[Request] | None = None) -> Sealed[Bid]:
+def bid(
+    seller: str, price_micro: int, to: Sealed[Request] | None = None, *, ttft_ms: int = 100
+) -> Sealed[Bid]:
     """The same price for each token, so that the total of the default request is 300 times it."""
     return sealed(
         seller,
@@ -61,7 +63,7 @@ def bid(seller: str, price_micro: int, to: Sealed[Request] | None = None) -> Sea
             request=(to or request()).id,
             prompt_micro=price_micro,
             completion_micro=price_micro,
-            ttft_ms=100,
+            ttft_ms=ttft_ms,
             tokens_per_ks=50_000,
         ),
     )

@@ -206,6 +206,15 @@ def test_a_tie_goes_to_the_lowest_lot_that_anybody_can_recompute() -> None:
     assert best == bid(min(ALL, key=lots.__getitem__), 10)
 
 
+def test_a_tie_goes_to_the_soonest_first_token_and_silence_about_it_comes_last() -> None:
+    """A warm seller answers sooner than one that has to read the prompt; whoever promises nothing is last of equals."""
+    warm, cold, silent = (bid(seller, 20, ttft_ms=ttft) for seller, ttft in ((ANN, 7), (BOB, 90), (CAT, 0)))
+
+    assert winner(request(), [silent, cold, warm]) == warm
+    assert winner(request(), [silent, cold]) == cold
+    assert winner(request(), [silent, bid(ANN, 21, ttft_ms=1)]) == silent
+
+
 def test_there_is_no_winner_without_a_bid() -> None:
     assert winner(request(), []) is None
 
