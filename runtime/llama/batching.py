@@ -1,35 +1,45 @@
-"""The step loop of one model: one batch a step, a row for each sequence that decodes, the rest a piece of a prompt.
+"""The step loop of one model: one batch a step, a row for each sequence that decodes, the rest pieces of prompts.
 
-A job is one completion. It owns a slot, which is a sequence of the KV cache, and a list of tokens: the prompt, then
+A job is one completion. It has a sequence of the KV cache (`prefix_cache.py`) and a list of tokens: the prompt, then
 what was received from a predecessor, then what was drawn here. A step computes what the cache does not hold yet; when
-the cache holds all, the next token is drawn. Everything else (replay after a failover, reuse of a session's cache,
+the cache holds all, the next token is drawn. Everything else (replay after a failover, reuse of what others computed,
 recovery from an aborted step) is only a difference between those two lists.
 
+Of the prompts that wait, the one with the fewest tokens left comes first, so that a short one is not stuck behind a
+long one; the oldest is passed over a few times at most, so that a long one comes to its end. Prompts get a chunk of
+each batch together, and that is the longest that a decoding sequence waits. A job whose prompt begins as an earlier
+one's that is still being read waits for that, and copies it.
+
 llama.cpp applies an adapter to a whole batch. So a step computes jobs of one adapter only (or of none), and where there
-are several, their steps take turns. What is in a slot's cache was computed with one adapter, and serves that one only.
+are several, their steps take turns.
 
 Exactness. A greedy completion can be continued elsewhere, bit for bit, if the cache was filled in the same pieces:
-prompts in chunks that start at multiples of `chunk_tokens`, everything after the prompt in single tokens. That holds
-for one slot and a cold cache, and for a cache whose reused part was filled so (`exact_tokens`).
+prompts in chunks that start at multiples of `chunk_tokens`, everything after the prompt in single tokens, nothing else
+in the batch. That holds for one job at a time and a cold cache, and for a cache whose reused part was filled so
+(`exact_tokens`). Beside other jobs the pieces are still whole; but a batch of another shape is rounded otherwise.
 """
 
 import time
 from dataclasses import dataclass, field
 
 from runtime.llama import wire
-from runtime.llama.model import Aborted, Model, ModelError, NotFinite, Row
+from runtime.llama.model import NOT_FINITE, Aborted, Model, ModelError, Row
+from runtime.llama.prefix_cache import PrefixCache, Sequence
 from runtime.llama.sampling import Sampler
 from runtime.llama.template import TemplateError
 from runtime.llama.tokens import CompletionText, State
 
 REPLAY_S_MAX = 2.0  # received tokens are decoded one by one while that is estimated to take less
+# Sequences that only hold what was computed before. Each costs a row of logits: 0.5 MB with a vocabulary of 128k.
+SPARE_SEQUENCES = 8
+PASSED_OVER_MAX = 3  # batches in a row whose prompt rows went to others than the oldest prompt
 
 
 class TooLong(Exception):
     """The prompt does not fit the context; the message says both numbers."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One completion under way.
 
@@ -37,7 +47,10 @@ class Job:
         tokens: prompt, received, drawn.
         chunked_end: tokens before this index are computed in chunks, those after it one by one.
         completion: how many of `tokens` are the completion.
-        adapter: what it is computed with.
+        sequence: what of them is in the cache.
+        leader: an earlier job that is computing the same beginning, and is waited for…
+        shared_tokens: …until it has so many tokens.
+        passed_over: batches since its prompt had a piece in one.
         is_begun_again: what it had in the cache was lost to numbers that were not finite, and computed once more.
     """
 
@@ -48,7 +61,11 @@ class Job:
     text: CompletionText
     sampler: Sampler
     tokens_max: int
+    sequence: Sequence
     adapter: bytes | None = None
+    leader: "Job | None" = None
+    shared_tokens: int = 0
+    passed_over: int = 0
     is_begun_again: bool = False
     started: float = field(default_factory=time.perf_counter)
     decode_started: float = 0.0
@@ -59,22 +76,10 @@ class Job:
         """Received and drawn."""
         return len(self.tokens) - self.prompt_tokens
 
-
-@dataclass
-class Slot:
-    """One sequence of the KV cache.
-
-    Attributes:
-        cached: the tokens it holds, by position.
-        exact_tokens: how many of them, from the first, were computed as a cold run computes a prompt.
-        adapter: what they were computed with.
-    """
-
-    sequence: int
-    cached: list[int] = field(default_factory=list)
-    exact_tokens: int = 0
-    adapter: bytes | None = None
-    job: Job | None = None
+    @property
+    def tokens_left(self) -> int:
+        """What is still to be computed in chunks."""
+        return self.chunked_end - len(self.sequence.cached)
 
 
 class Batcher:
@@ -87,23 +92,30 @@ class Batcher:
 
     def __init__(self, model: Model, slots: int) -> None:
         self.model = model
-        self.slots = [Slot(sequence) for sequence in range(slots)]
+        self.slots = slots
+        self.jobs: list[Job] = []  # in the order in which they came
+        self.cache = PrefixCache(
+            model,
+            sequences=model.sequences,
+            cells=model.cells,
+            chunk_tokens=model.chunk_tokens,
+            can_share=model.can_rewind,
+        )
         self.step_s = 0.0  # of the last step that only decoded: what replaying a token costs
         self._steps = 0
-        self._stepped: dict[
-            bytes | None, int
-        ] = {}  # the last step of each adapter's jobs, while there are several
+        # The last step of each adapter's jobs, while there are several.
+        self._stepped: dict[bytes | None, int] = {}
 
     def close(self) -> None:
         """Give everything back. Jobs that were running are gone."""
-        for slot in self.slots:
-            self._free(slot)
+        for job in list(self.jobs):
+            self._free(job)
         self.model.close()
 
     @property
     def busy(self) -> bool:
         """Whether there is something to compute."""
-        return any(slot.job for slot in self.slots)
+        return bool(self.jobs)
 
     def count_tokens(self, turns: wire.Turns) -> int:
         """Return the tokens of the rendered chat."""
@@ -130,40 +142,49 @@ class Batcher:
                 f"expected fewer than {self.model.context_tokens} in all",
             )
         tokens = [*prompt, *request.received]
-        slot, reusable = self._best_slot(tokens, request.adapter)
-        if slot is None:
+        if len(self.jobs) >= self.slots:
             raise ModelError("no slot is free")
+        sampler = Sampler(request.sampling, self.model.vocabulary_size, max(1, request.tokens_max))
         job = Job(
             call=request.call,
             tokens=tokens,
             prompt_tokens=len(prompt),
             chunked_end=len(prompt),
             text=CompletionText(request.stop),
-            sampler=Sampler(request.sampling, self.model.vocabulary_size, max(1, request.tokens_max)),
+            sampler=sampler,
             tokens_max=request.tokens_max,
+            sequence=self.cache.take(tokens, len(prompt), request.adapter),
             adapter=request.adapter,
         )
         for token in request.received:
             job.sampler.accept(token)
             job.text.feed(self.model.piece(token))
-        self._reuse(slot, job, reusable)
+        job.reused_tokens = len(job.sequence.cached)
         if (len(tokens) - max(len(prompt), job.reused_tokens)) * self.step_s > REPLAY_S_MAX:
             job.chunked_end = len(tokens)
-        slot.job = job
-        return self._after_token(slot, job)
+        self._follow(job)
+        self.jobs.append(job)
+        return self._after_token(job)
 
     def cancel(self, call: int) -> bool:
         """Drop a job; False if it is not here (any more)."""
-        for slot in self.slots:
-            if slot.job and slot.job.call == call:
-                self._free(slot)
+        for job in self.jobs:
+            if job.call == call:
+                self._free(job)
                 return True
         return False
 
     def step(self) -> list[wire.FromChild]:
         """Compute one batch and return what it produced. An aborted step produces nothing and can be repeated."""
         adapter = self._next_adapter()
-        rows, shares = self._plan(adapter)
+        shares = self._plan([job for job in self.jobs if job.adapter == adapter])
+        rows = [
+            Row(job.tokens[i], i, job.sequence.number, i == len(job.tokens) - 1)
+            for job, count in shares
+            for start in (len(job.sequence.cached),)
+            for i in range(start, start + count)
+        ]
+        self.cache.make_room(len(rows))
         began = time.perf_counter()
         try:
             self.model.use_adapter(adapter)
@@ -173,39 +194,24 @@ class Batcher:
             return []
         except ModelError as error:
             self._take_back(shares)
-            return [self._fail(slot, str(error)) for slot, _ in shares]
+            return [self._fail(job, str(error)) for job, _ in shares]
         ended = time.perf_counter()
         if len(rows) == len(shares):
             self.step_s = ended - began
-        said: list[wire.FromChild] = []
-        index = -1
-        for slot, count in shares:
-            index += count
-            job = slot.job
-            assert job is not None
-            slot.cached += job.tokens[len(slot.cached) : len(slot.cached) + count]
-            if len(slot.cached) >= job.chunked_end and not job.decode_started:
-                job.decode_started = ended
-            if len(slot.cached) == len(job.tokens):
-                try:
-                    said += self._draw(slot, job, index)
-                except NotFinite as error:
-                    # The rest of the step is as little worth: those jobs come to the same place once more.
-                    return said + self._begin_again(slot, job, str(error))
-        return said
+        return self._harvest(shares, ended)
 
     def progress(self, call: int) -> tuple[int, int]:
         """Return how many of how many tokens are in the cache before the next one can be drawn."""
-        for slot in self.slots:
-            if slot.job and slot.job.call == call:
-                return min(len(slot.cached), len(slot.job.tokens)), len(slot.job.tokens)
+        for job in self.jobs:
+            if job.call == call:
+                return min(len(job.sequence.cached), len(job.tokens)), len(job.tokens)
         return 0, 0
 
     # --- a step --------------------------------------------------------------------------------------------------
 
     def _next_adapter(self) -> bytes | None:
         """Return the adapter of the jobs that have waited longest for a step."""
-        adapters = dict.fromkeys(slot.job.adapter for slot in self.slots if slot.job)
+        adapters = dict.fromkeys(job.adapter for job in self.jobs)
         if len(adapters) <= 1:
             self._stepped.clear()
             return next(iter(adapters), None)
@@ -214,54 +220,91 @@ class Batcher:
         self._stepped[adapter] = self._steps
         return adapter
 
-    def _plan(self, adapter: bytes | None) -> tuple[list[Row], list[tuple[Slot, int]]]:
-        """Return the rows of the next batch for this adapter's jobs, and how many of them are whose, in order.
+    def _plan(self, jobs: list[Job]) -> list[tuple[Job, int]]:
+        """Return which of an adapter's jobs have how many rows in the next batch, in their order."""
+        shares = [(job, 1) for job in jobs if job.tokens_left <= 0]
+        prompts = [job for job in jobs if job.tokens_left > 0 and not self._waits_for_leader(job)]
+        oldest = prompts[0] if prompts else None
+        prompts.sort(
+            key=lambda job: (job is not oldest or job.passed_over < PASSED_OVER_MAX, job.tokens_left)
+        )
+        chunk = room = self.model.chunk_tokens
+        for job in prompts:
+            # A whole piece, or none: the next one is to begin where a cold run begins a chunk.
+            count = min(chunk - len(job.sequence.cached) % chunk, job.tokens_left)
+            if count <= room:
+                shares.append((job, count))
+                room -= count
+                job.passed_over = 0
+            else:
+                job.passed_over += 1
+        return shares
 
-        Decoding sequences come first, one row each; one prompt gets a chunk, so that a long one does not delay the
-        others by more than that.
-        """
-        rows: list[Row] = []
-        shares: list[tuple[Slot, int]] = []
-        prompt_planned = False
-        for slot in sorted(self.slots, key=lambda s: bool(s.job and len(s.cached) < s.job.chunked_end)):
-            job = slot.job
-            if job is None or job.adapter != adapter:
-                continue
-            start, count = len(slot.cached), 1
-            if start < job.chunked_end:
-                if prompt_planned:
-                    continue
-                prompt_planned = True
-                chunk = self.model.chunk_tokens
-                count = min(chunk - start % chunk, job.chunked_end - start)
-            rows += [
-                Row(job.tokens[i], i, slot.sequence, output=i == start + count - 1)
-                for i in range(start, start + count)
-            ]
-            shares.append((slot, count))
-        return rows, shares
+    def _follow(self, job: Job) -> None:
+        """Let a job wait for the earlier one that is computing most of what is still missing of its beginning."""
+        longest = len(job.sequence.cached)
+        for other in self.jobs:
+            if other.adapter == job.adapter and other.tokens_left > 0:
+                shareable = self.cache.shareable(job.tokens, other.tokens[: other.chunked_end])
+                if shareable > longest:
+                    job.leader, job.shared_tokens = other, shareable
+                    longest = shareable
 
-    def _draw(self, slot: Slot, job: Job, index: int) -> list[wire.FromChild]:
-        drawn = job.sampler.draw(self.model, index)
-        token = drawn.token
+    def _waits_for_leader(self, job: Job) -> bool:
+        """Whether a job has to wait; if not, it has what its leader computed."""
+        leader = job.leader
+        if leader is None:
+            return False
+        if leader in self.jobs and len(leader.sequence.cached) < job.shared_tokens:
+            return True
+        job.leader = None
+        self.cache.refill(job.sequence, job.tokens, job.prompt_tokens)
+        job.reused_tokens = len(job.sequence.cached)
+        return False
+
+    def _harvest(self, shares: list[tuple[Job, int]], ended: float) -> list[wire.FromChild]:
+        """Note what a step has put into the cache, and draw where a job has all of its tokens there."""
+        drawing: list[tuple[Job, int]] = []
+        index = -1
+        for job, count in shares:
+            index += count
+            start = len(job.sequence.cached)
+            self.cache.computed(job.sequence, job.tokens[start : start + count], is_exact=len(shares) == 1)
+            if job.tokens_left <= 0 and not job.decode_started:
+                job.decode_started = ended
+            if len(job.sequence.cached) == len(job.tokens):
+                drawing.append((job, index))
+        for job, index in drawing:
+            if not self.model.is_finite(index):
+                # The rest of the step is as little worth: those jobs come to the same place once more.
+                return self._begin_again(job)
+        drawn = self.model.sample([(job.sampler.chain, index) for job, index in drawing])
+        said: list[wire.FromChild] = []
+        for (job, _), token in zip(drawing, drawn, strict=True):
+            said += self._add(job, token)
+        return said
+
+    def _add(self, job: Job, token: int) -> list[wire.FromChild]:
+        """Take a token that was drawn for a job."""
         job.is_begun_again = False
+        job.sampler.drawn()
         if self.model.ends_generation(token):
-            return [self._finish(slot, job, "stop")]
+            return [self._finish(job, "stop")]
         job.tokens.append(token)
         text = job.text.feed(self.model.piece(token))
-        return [wire.NewTokens(job.call, (token,), text, drawn.logprobs), *self._after_token(slot, job)]
+        return [wire.NewTokens(job.call, (token,), text), *self._after_token(job)]
 
-    def _after_token(self, slot: Slot, job: Job) -> list[wire.FromChild]:
+    def _after_token(self, job: Job) -> list[wire.FromChild]:
         if job.text.state is State.STOPPED:
-            return [self._finish(slot, job, "stop")]
+            return [self._finish(job, "stop")]
         if job.completion_tokens >= job.tokens_max or len(job.tokens) >= self.model.context_tokens:
-            return [self._finish(slot, job, "length")]
+            return [self._finish(job, "length")]
         return []
 
-    def _finish(self, slot: Slot, job: Job, reason: str) -> wire.Done:
+    def _finish(self, job: Job, reason: str) -> wire.Done:
         now = time.perf_counter()
         decode_started = job.decode_started or now
-        self._free(slot)
+        self._free(job)
         return wire.Done(
             call=job.call,
             reason=reason,
@@ -273,80 +316,32 @@ class Batcher:
             decode_s=now - decode_started,
         )
 
-    def _fail(self, slot: Slot, text: str) -> wire.Failed:
-        assert slot.job is not None
-        call = slot.job.call
-        self._free(slot)
-        self._forget(slot)  # what a failed step left in the cache is unknown
-        return wire.Failed(call, "engine", text[:512])
+    def _fail(self, job: Job, text: str) -> wire.Failed:
+        self._free(job)
+        self.cache.forget(job.sequence)  # what a failed step left in the cache is unknown
+        return wire.Failed(job.call, "engine", text[:512])
 
-    def _begin_again(self, slot: Slot, job: Job, text: str) -> list[wire.FromChild]:
+    def _begin_again(self, job: Job) -> list[wire.FromChild]:
         """Fail whom the numbers that are not finite come from, and let the others compute all again.
 
         What one sequence leaves in the cache spoils the others too. An adapter is likelier to be the reason than the
         base under it; who has begun again on a clean cache is it himself.
         """
-        failed = [slot]
+        failed = [job]
         if job.adapter is None and not job.is_begun_again:
-            failed = [each for each in self.slots if each.job and each.job.adapter is not None]
-        said: list[wire.FromChild] = [self._fail(each, text) for each in failed]
-        self.model.forget_all()
-        for each in self.slots:
-            each.cached.clear()
-            each.exact_tokens = 0
-            if each.job:
-                each.job.is_begun_again = True
+            failed = [each for each in self.jobs if each.adapter is not None]
+        said: list[wire.FromChild] = [self._fail(each, NOT_FINITE) for each in failed]
+        self.cache.forget_all()
+        for each in self.jobs:
+            each.is_begun_again = True
         return said
 
-    def _free(self, slot: Slot) -> None:
-        if slot.job:
-            slot.job.sampler.close()
-            slot.job = None
+    def _take_back(self, shares: list[tuple[Job, int]]) -> None:
+        for job, _ in shares:
+            self.cache.take_back(job.sequence)
 
-    # --- the cache -----------------------------------------------------------------------------------------------
-
-    def _take_back(self, shares: list[tuple[Slot, int]]) -> None:
-        """Remove from the cache what a step that did not end may have put there."""
-        for slot, _ in shares:
-            if not self.model.rewind(slot.sequence, len(slot.cached)):
-                slot.cached.clear()
-                slot.exact_tokens = 0
-
-    def _forget(self, slot: Slot) -> None:
-        self.model.rewind(slot.sequence, 0)
-        slot.cached.clear()
-        slot.exact_tokens = 0
-
-    def _best_slot(self, tokens: list[int], adapter: bytes | None) -> tuple[Slot | None, int]:
-        """Return the free slot whose cache begins most like `tokens`, and how long that beginning is."""
-        can_reuse = self.model.can_rewind
-        best: Slot | None = None
-        longest = -1
-        for slot in self.slots:
-            if slot.job is None:
-                common = _common_length(slot.cached, tokens) if can_reuse and slot.adapter == adapter else 0
-                if common > longest:
-                    best, longest = slot, common
-        return best, longest
-
-    def _reuse(self, slot: Slot, job: Job, reusable: int) -> None:
-        """Keep what the slot's cache shares with the job; at least its last token is computed, for its logits."""
-        keep = min(reusable, len(job.tokens) - 1)
-        if keep <= slot.exact_tokens:
-            # All that is kept was computed as a cold run would: go on where a cold run begins a chunk, and stay exact.
-            keep -= keep % self.model.chunk_tokens
-        if keep < len(slot.cached) and not self.model.rewind(slot.sequence, keep):
-            keep = 0
-        del slot.cached[keep:]
-        if keep <= slot.exact_tokens:
-            slot.exact_tokens = job.prompt_tokens
-        slot.adapter = job.adapter
-        job.reused_tokens = keep
-
-
-def _common_length(left: list[int], right: list[int]) -> int:
-    """Return the length of the longest common beginning."""
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))
+    def _free(self, job: Job) -> None:
+        """End a job; what it has computed stays in the cache for others."""
+        job.sampler.close()
+        self.jobs.remove(job)
+        self.cache.release(job.sequence)

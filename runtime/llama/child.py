@@ -25,7 +25,7 @@ from runtime import gguf_header, sandbox
 from runtime.engine import BadRequest
 from runtime.examiner import BadAdapter
 from runtime.llama import wire
-from runtime.llama.batching import Batcher, TooLong
+from runtime.llama.batching import SPARE_SEQUENCES, Batcher, TooLong
 from runtime.llama.lowlevel import AbortFlag, FirstError, gpu_name, llama
 from runtime.llama.model import Model, ModelError, NotFinite, Row
 from runtime.llama.template import RenderBounds, TemplateError
@@ -219,6 +219,7 @@ class Child:
             abort=self._abort,
             log=self._log,
             bounds=self._bounds,
+            spare=SPARE_SEQUENCES,
         )
         prompt_tokens_per_s, tokens_per_s = 0.0, message.tokens_per_s
         batcher = Batcher(model, message.slots)

@@ -2,8 +2,7 @@
 
 import ctypes
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from runtime.llama.lowlevel import AbortFlag, FirstError, all_finite, amx_is_open, gpu_name, llama
 from runtime.llama.template import CHATML, ChatTemplate, RenderBounds
@@ -39,8 +38,7 @@ class Aborted(Exception):
     """A decode was stopped by the abort flag; nothing of it may be kept."""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One token of a batch: at which position of which sequence, and whether its logits are wanted."""
 
     token: int
@@ -55,16 +53,19 @@ class Model:
     Args:
         path: a GGUF file whose digest has been checked.
         context_tokens: per sequence; at most what the model was trained for, and at least 1.
-        slots: sequences at a time.
+        slots: sequences that are computed at a time.
         threads: for compute.
         abort: makes a running decode return early.
         log: llama.cpp's errors, for the messages.
         bounds: what the template gets.
+        spare: sequences beyond them, which hold what was computed before; a model that cannot rewind gets none.
         exam_cells: instead of a context for each slot, the sequences share so many tokens, and as many are computed
             at a time as is fast; None: for an engine.
 
     Attributes:
         batch_tokens: rows of a batch, at most.
+        sequences: of the cache.
+        cells: tokens that they hold together, at most.
         adapters: digests of those that are loaded.
 
     Raises:
@@ -82,6 +83,7 @@ class Model:
         abort: AbortFlag,
         log: FirstError,
         bounds: RenderBounds,
+        spare: int = 0,
         exam_cells: int | None = None,
     ) -> None:
         self._log = log
@@ -91,7 +93,6 @@ class Model:
             1.0,
         )  # the one that the context applies, and how strongly
         self._context: Any = None
-        self._batch: Any = None
         self._abort = abort  # C holds its address: it must live as long as the context
         log.take()
         self._model = self._load(path)
@@ -110,7 +111,9 @@ class Model:
                     slots, min(EXAM_BATCH_TOKENS, EXAM_LOGITS_MAX // self.vocabulary_size)
                 )
                 self.context_tokens = max(1, min(exam_cells, trained))
-            self._make_context(slots, threads, exam_cells or self.context_tokens * slots)
+            self.sequences = slots + (spare if self.can_rewind else 0)
+            self.cells = exam_cells or self.context_tokens * slots
+            self._make_context(threads)
             self.template = self._read_template(bounds)
         except BaseException:
             self.close()
@@ -118,13 +121,11 @@ class Model:
 
     def close(self) -> None:
         """Give the memory back; the object is dead after."""
-        if self._batch is not None:
-            llama.llama_batch_free(self._batch)
         if self._context:
             llama.llama_free(self._context)
         llama.llama_model_free(self._model)  # and with it its adapters
         self._adapters.clear()
-        self._batch = self._context = self._model = None
+        self._context = self._model = None
 
     # --- text and tokens -----------------------------------------------------------------------------------------
 
@@ -173,15 +174,13 @@ class Model:
             Aborted: the abort flag was set; the caller takes the sequences back to where they were.
             ModelError: llama.cpp could not.
         """
-        batch = self._batch
-        batch.n_tokens = len(rows)
-        for index, row in enumerate(rows):
-            batch.token[index] = row.token
-            batch.pos[index] = row.position
-            batch.seq_id[index][0] = row.sequence
-            batch.n_seq_id[index] = 1
-            batch.logits[index] = row.output
-        code = llama.llama_decode(self._context, batch)
+        count = len(rows)
+        # Column by column: writing each number through ctypes by itself costs ten times as much.
+        columns = zip(self._columns, zip(*rows, strict=True), strict=True)
+        for column, values in columns:
+            column[:count] = values
+        self._batch.n_tokens = count
+        code = llama.llama_decode(self._context, self._batch)
         if code == 2:
             raise Aborted
         if code != 0:
@@ -189,16 +188,21 @@ class Model:
                 f"llama.cpp could not run a batch of {len(rows)} tokens (code {code}): {self._log.take()}"
             )
 
-    def sample(self, sampler: Any, index: int) -> int:
-        """Draw the next token from the logits of row `index` of the last batch, and let the sampler remember it.
-
-        Raises:
-            ModelError: the logits are not finite. Samplers would pick token 0, and a grammar would abort.
-        """
+    def is_finite(self, index: int) -> bool:
+        """Whether the logits of row `index` of the last batch are numbers. Else samplers pick token 0, grammars abort."""
         row = llama.llama_get_logits_ith(self._context, index)
-        if not row or not all_finite(row, self.vocabulary_size):
-            raise NotFinite(NOT_FINITE)
-        return int(llama.llama_sampler_sample(sampler, self._context, index))
+        return bool(row) and all_finite(row, self.vocabulary_size)
+
+    def sample(self, draws: list[tuple[Any, int]]) -> list[int]:
+        """Draw the next token of each (sampler, row of the last batch), and let the samplers remember it.
+
+        The rows must have been found finite.
+        """
+        return [int(llama.llama_sampler_sample(sampler, self._context, index)) for sampler, index in draws]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let an empty sequence begin with the first tokens of another: they share the cells."""
+        llama.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
     def rewind(self, sequence: int, position: int) -> bool:
         """Forget a sequence from `position` on; False if only all of it could be forgotten, and was."""
@@ -293,11 +297,11 @@ class Model:
             raise ModelError(self._log.take() or "llama.cpp does not load the file")
         return model
 
-    def _make_context(self, slots: int, threads: int, cells: int) -> None:
+    def _make_context(self, threads: int) -> None:
         parameters = llama.llama_context_default_params()
-        parameters.n_ctx = cells
+        parameters.n_ctx = self.cells
         parameters.n_batch = parameters.n_ubatch = self.batch_tokens
-        parameters.n_seq_max = slots
+        parameters.n_seq_max = self.sequences
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.flash_attn_type = (
             llama.LLAMA_FLASH_ATTN_TYPE_AUTO
@@ -312,8 +316,26 @@ class Model:
         self._memory = llama.llama_get_memory(self._context)
         if llama.llama_model_has_encoder(self._model) or not self._memory:
             raise ModelError("the file is no decoder-only language model")
-        self._batch = llama.llama_batch_init(self.batch_tokens, 0, 1)
+        self._make_batch(self.batch_tokens)
         self._piece = ctypes.create_string_buffer(PIECE_BYTES_MAX)
+
+    def _make_batch(self, rows: int) -> None:
+        """Make arrays for the columns of a batch, and let llama.cpp's struct point to them."""
+        numbers, flags = ctypes.c_int32 * rows, ctypes.c_int8 * rows
+        tokens, positions, sequences, outputs = numbers(), numbers(), numbers(), flags()
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        first = ctypes.addressof(sequences)
+        lists = (pointer * rows)(*(ctypes.cast(first + 4 * i, pointer) for i in range(rows)))
+        self._columns = tokens, positions, sequences, outputs
+        self._batch = llama.llama_batch(
+            n_tokens=0,
+            token=tokens,
+            embd=None,
+            pos=positions,
+            n_seq_id=numbers(*[1] * rows),
+            seq_id=lists,
+            logits=outputs,
+        )
 
     def _read_template(self, bounds: RenderBounds) -> ChatTemplate:
         source = llama.llama_model_chat_template(self._model, None)
