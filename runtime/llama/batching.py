@@ -278,7 +278,7 @@ class Batcher:
             if not self.model.is_finite(index):
                 # The rest of the step is as little worth: those jobs come to the same place once more.
                 return self._begin_again(job)
-        drawn = self.model.sample([(job.sampler.chain, index) for job, index in drawing])
+        drawn = self.model.sample_all([(job.sampler.chain, index) for job, index in drawing])
         said: list[wire.FromChild] = []
         for (job, _), token in zip(drawing, drawn, strict=True):
             said += self._add(job, token)

@@ -193,11 +193,18 @@ class Model:
         row = llama.llama_get_logits_ith(self._context, index)
         return bool(row) and all_finite(row, self.vocabulary_size)
 
-    def sample(self, draws: list[tuple[Any, int]]) -> list[int]:
-        """Draw the next token of each (sampler, row of the last batch), and let the samplers remember it.
+    def sample(self, sampler: Any, index: int) -> int:
+        """Draw the next token from the logits of row `index` of the last batch, and let the sampler remember it.
 
-        The rows must have been found finite.
+        Raises:
+            NotFinite: the logits are no numbers.
         """
+        if not self.is_finite(index):
+            raise NotFinite(NOT_FINITE)
+        return int(llama.llama_sampler_sample(sampler, self._context, index))
+
+    def sample_all(self, draws: list[tuple[Any, int]]) -> list[int]:
+        """Draw for each (sampler, row of the last batch), as `sample` does, from rows that were found finite."""
         return [int(llama.llama_sampler_sample(sampler, self._context, index)) for sampler, index in draws]
 
     def copy(self, source: int, target: int, length: int) -> None:
