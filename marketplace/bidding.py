@@ -2,16 +2,22 @@
 
 The reasons are one table. Whether the buyer belongs comes first, since a stranger should learn nothing else; the rest
 stand in the order of `DeclineReason`. (`budget` is missing: it is the buyer's own reason, see `budget.py`.)
+
+A bid promises a price, a time to the first token and a speed, all as things stand now: loading the model, waiting for a
+slot, reading what of the prompt is not warm. It promises no slot. A full seller bids too while a slot is near, dearer as
+every busy one is, so it wins where nobody is free.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from marketplace.pricing import Prices, asked
+from marketplace.prompt import context_wanted, only_reads, unfit
 from protocol.envelope import Sealed
-from protocol.messages import Bid, Decline, DeclineReason, Request
+from protocol.messages import Bid, Decline, DeclineReason, Request, Task
 
 EXPOSURE_MICRO_MAX = 1_000_000  # one credit: a few answers lost to a buyer that does not countersign
 BATTERY_PERCENT_MIN = 30  # what a laptop's owner should find left
+WAIT_MS_MAX = 5_000  # for a slot; whoever waits longer for a first word thinks that nothing is happening
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,15 @@ class SellerState:
         is_memory_enough: the model is loaded, or fits.
         battery_percent: -1: no battery.
         load_percent: of all cores.
-        tokens_per_ks, prompt_tokens_per_ks: measured, tokens per 1,000 s of one stream; 0: not measured yet.
+        tokens_per_ks, prompt_tokens_per_ks: measured, tokens per 1,000 s of one more stream beside those that run; 0: not
+            measured yet.
         balance_micro, held_micro, credit_line_micro: the buyer's account, as far as it is known here.
         unsettled_micro: what the buyer received from this seller and did not countersign.
+        queue_free: how many more may wait.
+        wait_ms: until a slot is free for one more.
+        load_ms: until the model is in memory; 0: it is.
+        warm_tokens: of this prompt, those that a cache holds; as many as `Request.prompt_tokens` counts them.
+        dimensions: of the model's vectors; 0: it writes.
     """
 
     buyer_owner: str | None
@@ -65,6 +77,11 @@ class SellerState:
     held_micro: int
     credit_line_micro: int
     unsettled_micro: int
+    queue_free: int = 0
+    wait_ms: int = 0
+    load_ms: int = 0
+    warm_tokens: int = 0
+    dimensions: int = 0
 
     @property
     def is_on_battery(self) -> bool:
@@ -76,13 +93,27 @@ class SellerState:
         """What the buyer can still pay."""
         return self.balance_micro - self.held_micro + self.credit_line_micro
 
+    @property
+    def busy_percent(self) -> int:
+        """How busy the device is: by its cores, or by its slots where those say more."""
+        used = self.slots - max(0, self.slots_free)
+        return max(self.load_percent, 100 * used // self.slots if self.slots else 0)
+
 
 def quote(request: Sealed[Request], terms: SellerTerms, state: SellerState) -> Bid | Decline:
-    """Return the seller's answer to a request; it promises a price, not a slot."""
+    """Return the seller's answer to a request."""
     wanted = request.message
-    prices = ask(terms, state)
+    prices = ask(terms, state, wanted.task)
     total = prices.total_micro(wanted.prompt_tokens, wanted.completion_tokens_max)
-    context = wanted.prompt_tokens + wanted.completion_tokens_max
+    context = context_wanted(wanted.task, wanted.prompt_tokens, wanted.completion_tokens_max)
+    unable = "" if state.context_tokens is None else unfit(wanted.task, state.dimensions)
+    busy = why_busy(
+        slots=state.slots,
+        slots_free=state.slots_free,
+        queued=state.queued,
+        queue_free=state.queue_free,
+        wait_ms=state.wait_ms,
+    )
     is_flat = state.is_on_battery and state.battery_percent < terms.battery_percent_min
     checks: tuple[tuple[DeclineReason, bool, str], ...] = (
         # reason          holds when                                    what was found, what was expected
@@ -90,6 +121,7 @@ def quote(request: Sealed[Request], terms: SellerTerms, state: SellerState) -> B
         ("price", total > wanted.total_micro_max, f"{total} asked, at most {wanted.total_micro_max} allowed"),
         ("memory", not state.is_memory_enough, "the model does not fit into free memory"),
         ("model_missing", state.context_tokens is None, "the model is not held"),
+        ("model_missing", bool(unable), unable),
         ("model_missing", not state.is_adapter_ready, "the adapter is not ready here"),
         (
             "context",
@@ -98,7 +130,7 @@ def quote(request: Sealed[Request], terms: SellerTerms, state: SellerState) -> B
         ),
         ("battery", is_flat, f"{state.battery_percent} %, at least {terms.battery_percent_min} % wanted"),
         ("policy", not _serves(request, terms, state), f"not for this owner at privacy {wanted.privacy}"),
-        ("busy", state.slots_free <= 0, f"{state.slots} slots in use, {state.queued} waiting"),
+        ("busy", bool(busy), busy),
         ("credit", total > state.spendable_micro, f"{total} asked, {state.spendable_micro} spendable"),
         (
             "unsettled",
@@ -114,30 +146,48 @@ def quote(request: Sealed[Request], terms: SellerTerms, state: SellerState) -> B
         prompt_micro=prices.prompt_micro,
         completion_micro=prices.completion_micro,
         ttft_ms=expected_ttft_ms(wanted, state),
-        tokens_per_ks=state.tokens_per_ks,
+        # words of a result come all at once, when all is read: there is no speed to keep
+        tokens_per_ks=0 if only_reads(wanted.task) else state.tokens_per_ks,
     )
 
 
-def ask(terms: SellerTerms, state: SellerState) -> Prices:
-    """Return the prices asked of this buyer now."""
-    return asked(
+def ask(terms: SellerTerms, state: SellerState, task: Task = "chat") -> Prices:
+    """Return the prices asked of this buyer now; a task that only reads costs nothing per completion token."""
+    prices = asked(
         terms.base,
-        load_percent=state.load_percent,
+        load_percent=state.busy_percent,
         is_on_battery=state.is_on_battery,
         is_same_owner=state.buyer_owner == terms.owner,
         owner_percent=terms.owner_percent,
     )
+    return replace(prices, completion_micro=0) if only_reads(task) else prices
+
+
+def why_busy(*, slots: int, slots_free: int, queued: int, queue_free: int, wait_ms: int) -> str:
+    """Return why one more job had better go elsewhere; empty: a slot is free, or near.
+
+    The same for a bid, for the second thoughts at its award, and for a lease.
+    """
+    if slots_free > 0:
+        return ""
+    full = f"{slots} slots in use, {queued} waiting"
+    if queue_free <= 0:
+        return f"{full}, and nobody more may wait"
+    if wait_ms > WAIT_MS_MAX:
+        return f"{full}: free in about {wait_ms / 1000:.1f} s, at most {WAIT_MS_MAX / 1000:.0f} s wanted"
+    return ""
 
 
 def expected_ttft_ms(request: Request, state: SellerState) -> int:
     """Return the time to the first token that the measured speeds promise; 0 when not both were measured yet.
 
-    It is the prefill alone: a seller bids only with a slot free.
+    At least one token is read: the last one's logits are what the answer begins with.
     """
     if not state.prompt_tokens_per_ks or not state.tokens_per_ks:
         return 0
+    cold = max(1, request.prompt_tokens - state.warm_tokens)
     # tokens / (tokens per 1,000 s) = thousands of seconds: times 10^6 gives milliseconds
-    return -(-request.prompt_tokens * 1_000_000 // state.prompt_tokens_per_ks)
+    return state.load_ms + state.wait_ms + -(-cold * 1_000_000 // state.prompt_tokens_per_ks)
 
 
 def _serves(request: Sealed[Request], terms: SellerTerms, state: SellerState) -> bool:
