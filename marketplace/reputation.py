@@ -2,10 +2,15 @@
 
 Nobody else's word counts, since keys are free. A newcomer stands in the middle: behind everybody proven, so that a bad
 seller that takes a new key has to prove itself again.
+
+Of promises the median of the last five counts. Two bad answers of five, a burst or somebody's video call, change nothing;
+the third tells a liar from bad luck. Of one job the promise that was kept worst counts: a time to the first token that is
+a lie would else win every tie, made good by an honest speed.
 """
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from statistics import median
 
 from marketplace.verification import BARRED_S
 from protocol import limits
@@ -13,6 +18,10 @@ from protocol.identity import PeerId
 
 WEIGHT = 0.2  # of the newest outcome: about five jobs change an opinion
 NEUTRAL = 0.5
+PROMISES_KEPT = 5  # of the newest jobs: how well each one's promise was kept
+TTFT_GRACE_MS = (
+    250  # the net's part of a first token, which no seller can promise: two round trips of a slow link
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class Record:
     Attributes:
         settled, failed: jobs paid, attempts broken off.
         reliability: of the outcomes, newest weigh most; 0 to 1.
-        kept: delivered ÷ promised, for speed and time to first token; 0 to 1.
+        promises: delivered ÷ promised of the newest jobs, the newest last; 0 to 1.
         judged: of its answers, how many were checked with a result.
         caught: how many of those were not by the model that was paid for.
         caught_ms: when the last of them was found, Unix time; 0: never.
@@ -31,7 +40,7 @@ class Record:
     settled: int = 0
     failed: int = 0
     reliability: float = NEUTRAL
-    kept: float = NEUTRAL
+    promises: tuple[float, ...] = (NEUTRAL,) * PROMISES_KEPT
     judged: int = 0
     caught: int = 0
     caught_ms: int = 0
@@ -39,6 +48,11 @@ class Record:
     def is_barred(self, utc_ms: int) -> bool:
         """Whether it was caught so lately that it is not asked at all."""
         return self.caught > 0 and utc_ms - self.caught_ms < 1000 * BARRED_S
+
+    @property
+    def kept(self) -> float:
+        """How well it keeps its promises, 0 to 1."""
+        return median(self.promises)
 
     @property
     def score(self) -> float:
@@ -67,14 +81,19 @@ class Reputation:
     ) -> None:
         """A job was paid. What was promised is its bid's (0: nothing was), what was delivered is our own measurement."""
         record = self.of(seller)
-        shares = []
-        if promised_ttft_ms:
-            shares.append(min(1.0, promised_ttft_ms / max(1, ttft_ms)))
-        if promised_tokens_per_ks:
-            shares.append(min(1.0, tokens_per_ks / promised_tokens_per_ks))
-        kept = _towards(record.kept, sum(shares) / len(shares)) if shares else record.kept
+        share = kept_share(
+            promised_ttft_ms=promised_ttft_ms,
+            ttft_ms=ttft_ms,
+            promised_tokens_per_ks=promised_tokens_per_ks,
+            tokens_per_ks=tokens_per_ks,
+        )
         reliability = _towards(record.reliability, 1.0)
-        self._note(seller, replace(record, settled=record.settled + 1, reliability=reliability, kept=kept))
+        record = replace(record, settled=record.settled + 1, reliability=reliability)
+        self._note(seller, record if share is None else _with_promise(record, share))
+
+    def declined(self, seller: PeerId) -> None:
+        """It bid, and would not take the award: a slot is not promised, so that is bad luck; time after time it is a lie."""
+        self._note(seller, _with_promise(self.of(seller), 0.0))
 
     def failed(self, seller: PeerId) -> None:
         """An attempt broke off: the stream, a stall, a receipt that could not be countersigned."""
@@ -100,6 +119,22 @@ class Reputation:
         self._records[seller] = record
         while len(self._records) > limits.SENDERS_MAX:
             self._records.popitem(last=False)
+
+
+def kept_share(
+    *, promised_ttft_ms: int, ttft_ms: int, promised_tokens_per_ks: int, tokens_per_ks: int
+) -> float | None:
+    """Return how much of a job's promises was kept, 0 to 1: of the worse one; None: nothing was promised."""
+    shares = []
+    if promised_ttft_ms:
+        shares.append((promised_ttft_ms + TTFT_GRACE_MS) / max(1, ttft_ms))
+    if promised_tokens_per_ks:
+        shares.append(tokens_per_ks / promised_tokens_per_ks)
+    return min(1.0, *shares) if shares else None
+
+
+def _with_promise(record: Record, share: float) -> Record:
+    return replace(record, promises=(*record.promises, share)[-PROMISES_KEPT:])
 
 
 def _towards(value: float, target: float) -> float:

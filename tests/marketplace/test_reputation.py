@@ -2,7 +2,8 @@
 
 import pytest
 
-from marketplace.reputation import Record, Reputation
+from marketplace.choosing import NEWCOMER_SCORE
+from marketplace.reputation import Record, Reputation, kept_share
 from protocol import limits
 from protocol.identity import PeerId
 from tests.marketplace.parties import ANN, BOB, CAT
@@ -19,7 +20,10 @@ def settle(
 
 
 def test_a_newcomer_is_neutral() -> None:
-    assert Reputation().of(ANN) == Record(settled=0, failed=0, reliability=0.5, kept=0.5)
+    newcomer = Reputation().of(ANN)
+
+    assert newcomer == Record(settled=0, failed=0, reliability=0.5)
+    assert (newcomer.kept, newcomer.score) == (0.5, NEWCOMER_SCORE)
 
 
 def test_a_proven_seller_is_better_than_a_newcomer_and_a_bad_one_worse() -> None:
@@ -42,14 +46,75 @@ def test_every_outcome_is_counted() -> None:
 
 
 def test_promises_that_are_not_kept_lower_the_score() -> None:
-    """Half the promised speed and twice the time to the first token: half kept."""
+    """Half of the promised speed, or seven times the promised wait with what the net may add."""
     reputation = Reputation()
 
-    settle(reputation, ANN, times=50, ttft_ms=200, speed=25_000)
-    settle(reputation, BOB, times=50, ttft_ms=10, speed=90_000)
+    settle(reputation, ANN, times=5, speed=25_000)
+    settle(reputation, BOB, times=5, ttft_ms=10, speed=90_000)
+    settle(reputation, CAT, times=5, ttft_ms=700)
 
-    assert reputation.of(ANN).kept == pytest.approx(0.5)
-    assert reputation.of(BOB).kept == pytest.approx(1.0, abs=1e-4)
+    assert [reputation.of(seller).kept for seller in (ANN, BOB, CAT)] == pytest.approx([0.5, 1.0, 0.5])
+
+
+def test_what_the_net_adds_to_a_first_token_is_nobodys_broken_promise() -> None:
+    assert kept_share(promised_ttft_ms=5, ttft_ms=255, promised_tokens_per_ks=0, tokens_per_ks=0) == 1.0
+
+
+def test_an_honest_speed_does_not_make_good_a_lie_about_the_first_token() -> None:
+    """It would win every tie, and nobody would remember."""
+    share = kept_share(promised_ttft_ms=1, ttft_ms=5_020, promised_tokens_per_ks=100, tokens_per_ks=100)
+
+    assert share == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("proven", [0, 5, 50])
+def test_two_slow_answers_under_a_burst_do_not_ruin_a_seller(proven: int) -> None:
+    """Not even a newcomer, though the first word came five seconds late: it is asked as before."""
+    reputation = Reputation()
+    settle(reputation, ANN, times=proven)
+    before = reputation.of(ANN)
+
+    settle(reputation, ANN, times=2, ttft_ms=5_100, speed=10_000)
+
+    assert reputation.of(ANN).kept == before.kept
+    assert reputation.of(ANN).score >= before.score
+
+
+@pytest.mark.parametrize("proven", [0, 5, 50])
+def test_a_capacity_liar_is_found_out_within_five_jobs(proven: int) -> None:
+    """It promised 50 tokens a second and has 5, after whatever past: from then on it is doubted."""
+    reputation = Reputation()
+    settle(reputation, ANN, times=proven)
+
+    jobs = 0
+    while reputation.of(ANN).score >= NEWCOMER_SCORE:
+        settle(reputation, ANN, speed=5_000)
+        jobs += 1
+
+    assert jobs == 3
+
+
+def test_who_keeps_its_word_again_is_believed_again() -> None:
+    reputation = Reputation()
+    settle(reputation, ANN, times=5, speed=5_000)
+
+    settle(reputation, ANN, times=3)
+
+    assert reputation.of(ANN).kept == 1.0
+
+
+def test_an_award_that_is_not_taken_is_bad_luck_twice_and_a_lie_the_third_time() -> None:
+    """A bid promises no slot, and a burst takes the last one; who never takes an award holds up every buyer."""
+    reputation = Reputation()
+    settle(reputation, ANN)
+    scores = []
+
+    for _ in range(3):
+        reputation.declined(ANN)
+        scores.append(reputation.of(ANN).score)
+
+    assert [score >= NEWCOMER_SCORE for score in scores] == [True, True, False]
+    assert reputation.of(ANN).failed == 0
 
 
 def test_a_seller_that_promised_nothing_is_not_measured_by_it() -> None:
