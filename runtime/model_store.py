@@ -115,6 +115,7 @@ class ModelStore:
                 size_bytes=state.st_size,
                 context_tokens=header.trained_context_tokens,
                 trained_context_tokens=header.trained_context_tokens,
+                dimensions=header.dimensions,
             )
             incoming.replace(self.path(digest))
             entry = _Entry(card, header.kv_bytes_per_token, state.st_mtime_ns, state.st_ino)
@@ -195,8 +196,13 @@ class ModelStore:
 
         model = bytes(32)
         memory = memory_needed(size_bytes, header.kv_bytes_per_token * TRIAL_CONTEXT_TOKENS)
-        load = wire.Load(2, model, str(path), TRIAL_CONTEXT_TOKENS, 1, 1, memory, tokens_per_s=1.0)
+        size = header.dimensions
+        load = wire.Load(
+            2, model, str(path), TRIAL_CONTEXT_TOKENS, 1, 1, memory, tokens_per_s=1.0, dimensions=size
+        )
         question = wire.Generate(3, model, (("user", "Hello"),), TRIAL_TOKENS, _GREEDY, (), ())
+        if size:
+            question = wire.Generate(3, model, (), size, _GREEDY, (), (), task="embedding", inputs=("Hello",))
         async with _child(path, handle, ended) as child:
             try:
                 with trio.fail_after(TRIAL_S_MAX):
@@ -283,6 +289,7 @@ def _read_card(path: Path) -> _Entry:
         size_bytes=int(fields["size_bytes"]),
         context_tokens=int(fields["trained_context_tokens"]),
         trained_context_tokens=int(fields["trained_context_tokens"]),
+        dimensions=int(fields.get("dimensions", 0)),  # a card from before there were models that embed
     )
     return _Entry(card, int(fields["kv_bytes_per_token"]), int(fields["mtime_ns"]), int(fields["inode"]))
 
@@ -297,6 +304,7 @@ def _write_card(path: Path, entry: _Entry) -> None:
         "parameters": card.parameters,
         "size_bytes": card.size_bytes,
         "trained_context_tokens": card.trained_context_tokens,
+        "dimensions": card.dimensions,
         "kv_bytes_per_token": entry.kv_bytes_per_token,
         "mtime_ns": entry.mtime_ns,
         "inode": entry.inode,
