@@ -16,9 +16,9 @@ from node.charters import CharterChange
 from node.gateway.answers import json
 from node.gateway.errors import told
 from node.gateway.guards import Send
+from node.gateway.json_body import decode
 from node.gateway.live import Live, Writer
 from node.gateway.ports import AdminPort
-from node.gateway.schemas import decode
 from node.human_word import WordKind
 from node.services.coordinator import TrainOptions
 from protocol import limits
@@ -87,6 +87,19 @@ class WordSaid(msgspec.Struct, forbid_unknown_fields=True):
     """A word that a human has signed, in hexadecimal."""
 
     sealed: Annotated[str, Meta(pattern=r"^([0-9a-f]{2})+\Z", max_length=2 * limits.BID_BYTES_MAX)]
+
+
+class RecoveryPlaced(msgspec.Struct, forbid_unknown_fields=True):
+    """A recovery key, by its peer id, and what the charter that it is to sign has otherwise."""
+
+    author: Peer
+    change: CharterChange
+
+
+class CharterRecovered(msgspec.Struct, forbid_unknown_fields=True):
+    """A charter that a recovery key has signed, in hexadecimal."""
+
+    sealed: Annotated[str, Meta(pattern=r"^([0-9a-f]{2})+\Z", max_length=2 * limits.ASSEMBLY_BYTES_MAX)]
 
 
 class CharterSigned(msgspec.Struct, forbid_unknown_fields=True):
@@ -239,6 +252,18 @@ def router(node: AdminPort) -> APIRouter:
         """Agree to a proposed charter with this device."""
         wanted = decode(await request.body(), CharterSigned)
         return json(await node.sign_charter(wanted.id))
+
+    @routes.post("/charter/recovery/place")
+    async def place_recovery(request: Request) -> Response:
+        """Say what the next charter is that a recovery key is to sign."""
+        wanted = decode(await request.body(), RecoveryPlaced)
+        return json(node.place_recovery(wanted.author, wanted.change))
+
+    @routes.post("/charter/recovery")
+    async def recover_charter(request: Request) -> Response:
+        """Take in a charter that a recovery key has signed, and agree to it with this device."""
+        recovered = decode(await request.body(), CharterRecovered)
+        return json(await node.recover_charter(bytes.fromhex(recovered.sealed)))
 
     return routes
 

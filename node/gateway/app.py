@@ -7,13 +7,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from node.gateway import answers, mesh_api, openai
+from node.gateway import mesh_api
+from node.gateway.answers import json
 from node.gateway.bounds import Bounds
 from node.gateway.errors import HttpError, told
 from node.gateway.guards import App, Guard
+from node.gateway.openai import routes
 from node.gateway.openapi import describe_shapes
 from node.gateway.ports import AdminPort, KeyChecker, NodePort
-from node.gateway.sessions import Sessions
 from protocol.errors import AgoraError
 
 # newer releases of FastAPI report requests and errors wherever the environment says: nothing of ours leaves this device
@@ -43,13 +44,13 @@ def _routes(node: NodePort, bounds: Bounds) -> FastAPI:
     app = FastAPI(
         title="Agora", docs_url=None, redoc_url=None, redirect_slashes=False, telemetry=_NO_TELEMETRY
     )
-    app.include_router(openai.router(node, openai.Chats(node, bounds, Sessions())))
+    app.include_router(routes.router(node, bounds))
     app.include_router(mesh_api.router(node, bounds))
 
     @app.get("/healthz")
     async def is_alive() -> Response:
         """Say that the daemon answers."""
-        return answers.json({"status": "ok"})
+        return json({"status": "ok"})
 
     app.add_exception_handler(HttpError, _answer_error)
     app.add_exception_handler(AgoraError, _answer_error)

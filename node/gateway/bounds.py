@@ -10,6 +10,11 @@ TURN_BYTES = 32  # what a turn costs on the wire beside its text
 STOPS_MAX = 8
 STOP_CHARS_MAX = 256
 MODEL_CHARS_MAX = 256
+COMPLETION_TOKENS_DEFAULT = 16  # the cap of `/v1/completions` when a client names none, as OpenAI has it
+COMPLETION_LOGPROBS_MAX = 5  # likeliest tokens that `/v1/completions` tells of, as OpenAI has it
+EMBEDDING_INPUTS_MAX = (
+    2_048  # texts of one `/v1/embeddings`, as OpenAI has it; more jobs than one where need be
+)
 SESSION_CHARS_MAX = 256
 SESSIONS_MAX = 4_096  # prefixes remembered, 64 bytes each: a conversation longer ago is asked to start again
 JOBS_LISTED_MAX = 1_000

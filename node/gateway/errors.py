@@ -4,17 +4,20 @@
 expected; a mesh that cannot answer now is a 503 with its reasons; a 500 is a bug of ours and says nothing of it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from node.chat import BadPrompt, ChatError, UnknownModelName, Unsold
+from node.chat import BadPrompt, ChatError, StillLoading, UnknownModelName, Unsold
 from protocol.errors import AgoraError, LocalProtocolError, MeshError
-from runtime.engine import EngineError
+from runtime.engine import BadRequest, BadTemplate, EngineError, PromptTooLong
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 RETRY_AFTER_S = 1  # of what was refused only because too much is going on
+# where an engine's refusal begins with one of its own fields: what the client calls that field
+_FIELDS = {"schema": "response_format", "grammar": "grammar", "logit_bias": "logit_bias", "stop": "stop"}
 
 
 class HttpError(Exception):
@@ -67,8 +70,12 @@ def internal_error() -> HttpError:
     return HttpError(500, "internal error; 'agora logs' shows what happened", code="internal_error")
 
 
-def told(error: Exception) -> HttpError:
+def told(error: Exception, prompt_field: str = "messages") -> HttpError:
     """Return what an error that was raised on purpose is for the client.
+
+    Args:
+        error: as it was raised.
+        prompt_field: to name when the prompt is at fault.
 
     Raises:
         Exception: the error itself, since it is a bug.
@@ -79,10 +86,18 @@ def told(error: Exception) -> HttpError:
         case UnknownModelName():
             extra = {"models": list(error.known)}
             return HttpError(404, str(error), code="model_not_found", param="model", extra=extra)
-        case BadPrompt():
-            return bad_request(str(error), param="messages", code="invalid_prompt")
+        case BadPrompt() | BadRequest() | PromptTooLong() | BadTemplate():
+            return _blamed(str(error), prompt_field)
         case Unsold():
             return _unsold(error)
+        case StillLoading():
+            return HttpError(
+                503,
+                str(error),
+                code="model_loading",
+                headers={"Retry-After": str(max(RETRY_AFTER_S, math.ceil(error.retry_after_s)))},
+                extra={"progress": error.done},
+            )
         case ChatError() | EngineError() | MeshError():
             return HttpError(503, str(error), code="unavailable", headers={"Retry-After": str(RETRY_AFTER_S)})
         case LocalProtocolError():
@@ -91,6 +106,13 @@ def told(error: Exception) -> HttpError:
             return bad_request(str(error), code="refused")
         case _:
             raise error
+
+
+def _blamed(message: str, prompt_field: str) -> HttpError:
+    """Return the 400 for what an engine or a seller refused; its first word may say which field is meant."""
+    field = _FIELDS.get(message.partition(" ")[0].rstrip(":"), prompt_field)
+    code = "invalid_prompt" if field == prompt_field else "invalid_value"
+    return bad_request(message, param=field, code=code)
 
 
 def _unsold(error: Unsold) -> HttpError:

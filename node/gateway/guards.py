@@ -16,8 +16,8 @@ import trio
 
 from node.gateway.bounds import Bounds
 from node.gateway.errors import HttpError, internal_error, too_much
+from node.gateway.json_body import unsupported_media_type
 from node.gateway.ports import KeyChecker
-from node.gateway.schemas import unsupported_media_type
 from node.journal import Journal
 
 Scope = MutableMapping[str, Any]

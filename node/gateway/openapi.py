@@ -5,11 +5,23 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
-from node.gateway.schemas import ChatBody
+from node.gateway.openai.chat_body import ChatBody
+from node.gateway.openai.completion_body import CompletionBody
+from node.gateway.openai.embedding_body import EmbeddingBody
 from node.views import AttemptView, JobView, LedgerView, ModelView, PeerView, StatusView
 
 _REFERENCE = "#/components/schemas/{name}"
-_SHAPES = (ChatBody, StatusView, PeerView, ModelView, JobView, LedgerView, AttemptView)
+_SHAPES = (
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    StatusView,
+    PeerView,
+    ModelView,
+    JobView,
+    LedgerView,
+    AttemptView,
+)
 
 
 def json_body(shape: type[msgspec.Struct]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from node.gateway.answers import json
+from node.gateway.json_body import decode
 from node.gateway.ports import AdminPort
-from node.gateway.schemas import decode
 
 PatchPrefix = Annotated[str, Meta(pattern=r"^[0-9a-f]{4,64}\Z")]
 

@@ -159,6 +159,12 @@ class AdminPort(NodePort, Protocol):
     async def sign_charter(self, prefix: str) -> dict[str, Any]:
         """Agree to a proposed charter with this device."""
 
+    def place_recovery(self, author: str, change: CharterChange) -> dict[str, Any]:
+        """Return the next charter for a recovery key to sign, and what there is to be read before."""
+
+    async def recover_charter(self, raw: bytes) -> dict[str, Any]:
+        """Take in a charter that a recovery key has signed, and agree to it with this device."""
+
 
 class Key(Protocol):
     """An API key that is known."""

@@ -33,6 +33,7 @@ from node.views import (
     VoterView,
 )
 from protocol.identity import PeerId
+from protocol.messages import Task
 from runtime.engine import FinishReason
 
 KEY = "sk-agora-test"
@@ -89,10 +90,21 @@ class FakeNode:
     def models(self) -> list[ModelView]:
         return [
             ModelView(
-                id="tiny", digest="cd" * 32, architecture="llama", quantisation="Q8_0", context_tokens=512, holders=[BOB],
+                id="tiny", digest="cd" * 32, architecture="llama", quantisation="Q8_0", context_tokens=65_536, holders=[BOB],
                 is_local=False, is_published=True,
-            )
+            ),
+            ModelView(
+                id="mini", digest="ce" * 32, architecture="bert", quantisation="F16", context_tokens=512, dimensions=3,
+                holders=[BOB], is_local=False, is_published=True,
+            ),
         ]  # fmt: skip
+
+    def model(self, name: str, task: Task = "chat") -> ModelView:
+        writer, embedder = self.models()
+        known = {"tiny": writer, "mini": embedder, "auto": embedder if task == "embedding" else writer}
+        if name not in known:
+            raise UnknownModelName(name, ("tiny",))
+        return known[name]
 
     def jobs(self, limit: int = 100) -> list[JobView]:
         return [self._job()][:limit]
@@ -109,8 +121,6 @@ class FakeNode:
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         self.requests.append(request)
         self.is_chatting.set()
-        if request.model not in ("tiny", "auto"):
-            raise UnknownModelName(request.model, ("tiny",))
         try:
             for step in self.script:
                 match step:

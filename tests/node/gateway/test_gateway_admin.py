@@ -54,7 +54,7 @@ async def test_the_socket_is_the_owners_alone(daemon: Path) -> None:
 async def test_every_listing_is_there_without_a_key(admin: AdminClient) -> None:
     assert (await admin.status())["peer_id"] == ANN
     assert [each["peer_id"] for each in await admin.peers()] == [BOB]
-    assert [each["id"] for each in await admin.models()] == ["tiny"]
+    assert [each["id"] for each in await admin.models()] == ["tiny", "mini"]
     assert [each["job_id"] for each in await admin.jobs()] == [JOB_ID]
     assert (await admin.job(JOB_ID[:8]))["job_id"] == JOB_ID
     assert (await admin.ledger())["balance_micro"] == -5

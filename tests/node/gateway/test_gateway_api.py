@@ -55,7 +55,7 @@ async def test_a_listing_is_its_view(client: httpx.AsyncClient, path: str, shape
         ("/api/quotes?model=x&prompt_tokens=5", 404, "no model 'x' on this mesh; it has: tiny"),
         ("/api/events?job=zz", 400, "job is 'zz': string should match pattern '^[0-9a-f]{8,32}$'"),
         ("/api/nowhere", 404, "GET /api/nowhere: Not Found"),
-        ("/v1/models/gpt-9", 404, "no model 'gpt-9' on this mesh; it has: tiny"),
+        ("/v1/models/gpt-9", 404, "no model 'gpt-9' on this mesh; it has: tiny, mini"),
         ("/v1/chat/completions", 405, "GET /v1/chat/completions: Method Not Allowed"),
         ("/docs", 404, "GET /docs: Not Found"),
     ],
@@ -93,7 +93,10 @@ async def test_the_owners_verbs_are_not_on_the_gateway(client: httpx.AsyncClient
 async def test_models_are_listed_as_openai_clients_expect(client: httpx.AsyncClient) -> None:
     tiny = {"id": "tiny", "object": "model", "created": 0, "owned_by": "agora"}
 
-    assert (await client.get("/v1/models")).json() == {"object": "list", "data": [tiny]}
+    assert (await client.get("/v1/models")).json() == {
+        "object": "list",
+        "data": [tiny, tiny | {"id": "mini"}],
+    }
     assert (await client.get("/v1/models/tiny")).json() == tiny
 
 
@@ -156,10 +159,12 @@ async def test_the_description_names_every_route_and_its_shapes(client: httpx.As
     described = (await client.get("/openapi.json")).json()
 
     assert set(described["paths"]) == {
-        "/healthz", "/v1/models", "/v1/models/{model}", "/v1/chat/completions", "/api/status", "/api/peers", "/api/models",
+        "/healthz", "/v1/models", "/v1/models/{model}", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/api/status", "/api/peers", "/api/models",
         "/api/jobs", "/api/jobs/{job_id}", "/api/ledger", "/api/quotes", "/api/events",
         "/api/runs", "/api/runs/{run_id}", "/api/patches", "/api/patches/{patch_id}", "/api/proposals",
     }  # fmt: skip
-    assert {"ChatBody", "StatusView", "JobView"} <= set(described["components"]["schemas"])
+    assert {"ChatBody", "CompletionBody", "EmbeddingBody", "StatusView", "JobView"} <= set(
+        described["components"]["schemas"]
+    )
     assert "http://" not in json.dumps(described)
     assert "https://" not in json.dumps(described)
