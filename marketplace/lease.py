@@ -35,13 +35,19 @@ class Session:
 
 @dataclass
 class Lease:
-    """One award in use. `running` holds what each job under way may come to, by (job id, attempt)."""
+    """One award in use.
+
+    Attributes:
+        running: what each job under way may come to, by (job id, attempt).
+        privacy: of the request that it was sold for; the narrower one where nobody said.
+    """
 
     award: Sealed[Award]
     session: Session | None
     used_at: float
     running: dict[tuple[bytes, int], int] = field(default_factory=dict)
     is_retired: bool = False
+    privacy: Privacy = "owner"
 
     @property
     def seller(self) -> PeerId:
@@ -77,9 +83,16 @@ class Leases:
         """The lease of an award."""
         return self._leases.get(award_id)
 
-    def open(self, award: Sealed[Award], now: float, session: Session | None = None) -> Lease:
+    def open(
+        self,
+        award: Sealed[Award],
+        now: float,
+        session: Session | None = None,
+        *,
+        privacy: Privacy = "owner",
+    ) -> Lease:
         """Begin a lease. The buyer names its session; a seller, and a buyer without one, do not."""
-        lease = Lease(award, session, used_at=now)
+        lease = Lease(award, session, used_at=now, privacy=privacy)
         self._leases[award.id] = lease
         if session is not None:
             if (older := self._by_session.get(session)) is not None:

@@ -1,21 +1,38 @@
 """What this device offers, as of now: its advert to everybody, its answer to one request, and what keeps it closed.
 
 An advert and a bid say the same of the same engine, device and terms. What money and logs forbid comes before the
-market's own rule (`marketplace/bidding.py`), since a sale that cannot be written down cannot be paid.
+market's own rule (`marketplace/bidding.py`), since a sale that cannot be written down cannot be paid. What the engine's
+caches hold is remembered here too (`marketplace/warmth.py`), from the jobs that were served.
 """
 
 from collections.abc import Callable
 
-from marketplace.bidding import SellerState, SellerTerms, quote
+from marketplace.bidding import SellerState, SellerTerms, quote, why_busy
 from marketplace.exposure import Exposure
+from marketplace.prefix import leading_turns, prefix_digest
+from marketplace.prompt import Prompt
+from marketplace.warmth import Prefix, Session, Warmth
+from node.clock import Clock
 from node.logbook import Logbook
 from node.store import Store
 from protocol import limits
 from protocol.envelope import Sealed
 from protocol.identity import PeerId
 from protocol.mesh import Mesh
-from protocol.messages import NO_HASH, Advert, Bid, Decline, DeclineReason, Device, ModelOffer, Request
-from runtime.engine import Digest, Engine
+from protocol.messages import (
+    NO_HASH,
+    Advert,
+    Award,
+    Bid,
+    Decline,
+    DeclineReason,
+    Device,
+    ModelOffer,
+    Privacy,
+    Request,
+    Work,
+)
+from runtime.engine import Digest, Engine, EngineStatus
 
 
 class OwnOffer:
@@ -25,6 +42,7 @@ class OwnOffer:
         self,
         *,
         mesh: Mesh,
+        clock: Clock,
         logbook: Logbook,
         engine: Engine,
         store: Store,
@@ -33,12 +51,14 @@ class OwnOffer:
         device: Callable[[], Device],
     ) -> None:
         self._mesh = mesh
+        self._clock = clock
         self._logbook = logbook
         self._engine = engine
         self._store = store
         self._exposure = exposure
         self._terms = terms
         self._device = device
+        self._warmth = Warmth()
 
     def describe(self) -> Advert:
         """This device's advert as of now."""
@@ -46,7 +66,7 @@ class OwnOffer:
         offers = []
         slots = slots_free = 0
         for digest, card in list(self._engine.models.items())[: limits.MODELS_PER_ADVERT_MAX]:
-            status = self._engine.status(digest)
+            status = self._status(digest)
             slots, slots_free = max(slots, status.slots), max(slots_free, status.slots_free)
             offers.append(
                 ModelOffer(
@@ -57,6 +77,7 @@ class OwnOffer:
                     tokens_per_ks=int(status.tokens_per_s * 1000),
                     prompt_tokens_per_ks=int(status.prompt_tokens_per_s * 1000),
                     adapters=self._adapters(digest),
+                    dimensions=card.dimensions,
                 )
             )
         me = self._logbook.me
@@ -71,6 +92,7 @@ class OwnOffer:
             heads=tuple(head for head in heads if head),
             assembly=self._logbook.assembly.fingerprint(),
             addresses=self._mesh.addresses[:4],
+            warm=b"".join(self._warmth.told(self._clock.now())),
         )
 
     def quote(self, request: Sealed[Request]) -> Bid | Decline:
@@ -96,12 +118,57 @@ class OwnOffer:
         return adapter == NO_HASH or self._engine.adapters.get(Digest(adapter)) == model
 
     def busy(self, model: Digest, adapter: bytes) -> str:
-        """Why a lease, whose buyer has asked nobody else, had better go to auction now; it need not queue here."""
+        """Why a lease, whose buyer has asked nobody else, had better go to auction now: by the rule of all bids."""
         if not self.is_ready(model, adapter):
             return "its adapter is served here no more"
-        if model not in self._engine.models or self._engine.status(model).slots_free > 0:
+        if model not in self._engine.models:
             return ""
-        return f"{self._engine.status(model).slots} slots in use: somebody else is quicker, even with a cold cache"
+        status = self._status(model)
+        return why_busy(
+            slots=status.slots,
+            slots_free=status.slots_free,
+            queued=status.queued,
+            queue_free=status.queue_free,
+            wait_ms=round(status.wait_s * 1000),
+        )
+
+    # --- what is warm -------------------------------------------------------------------------------------------
+    def note_served(self, award: Award, buyer: PeerId, work: Work, *, privacy: Privacy, written: int) -> None:
+        """A job has left its prompt in the engine's cache, and behind it the tokens that were written."""
+        card = self._engine.models.get(Digest(award.model))
+        if card is None or work.task != "chat" or not self._logbook.assembly.is_member(buyer):
+            return
+        cells = card.context_tokens * self._engine.status(card.digest).slots
+        left: list[tuple[Session | Prefix, int]] = []
+        if award.session != NO_HASH:
+            read = Prompt.of(work).estimated_tokens + len(work.received) + written
+            left.append((Session(buyer, award.session, award.model, award.adapter), read))
+        if digest := prefix_digest(award.model, award.adapter, work.turns):
+            owner = "" if privacy == "mesh" else self._logbook.assembly.member(buyer).owner
+            left.append((Prefix(digest, owner), Prompt(leading_turns(work.turns)).estimated_tokens))
+        for key, tokens in left:
+            self._warmth.note(key, model=award.model, tokens=tokens, tokens_max=cells, now=self._clock.now())
+
+    def forget_warm(self, model: bytes) -> None:
+        """The engine's process died: its caches went with it."""
+        self._warmth.forget(model)
+
+    def _warm_tokens(self, request: Sealed[Request], owner: str) -> int:
+        """How much of a request's prompt need not be read again, as far as its buyer may know."""
+        wanted = request.message
+        keys: list[Session | Prefix] = []
+        if wanted.session != NO_HASH:
+            keys.append(Session(request.sender, wanted.session, wanted.model, wanted.adapter))
+        if wanted.prefix:
+            keys += [Prefix(wanted.prefix, ""), Prefix(wanted.prefix, owner)]
+        return self._warmth.tokens(*keys, now=self._clock.now())
+
+    def _status(self, model: Digest) -> EngineStatus:
+        """The engine's status; a model that has left its memory has left no cache behind."""
+        status = self._engine.status(model)
+        if status.load_s > 0:
+            self._warmth.forget(model)
+        return status
 
     def _adapters(self, model: Digest) -> tuple[bytes, ...]:
         """Those ready to serve, the ones loaded last first; an engine keeps them in the order of loading."""
@@ -124,7 +191,7 @@ class OwnOffer:
         member = assembly.member(buyer) if assembly.is_member(buyer) else None
         device = self._device()
         card = self._engine.models.get(Digest(request.message.model))
-        status = self._engine.status(card.digest) if card else None
+        status = self._status(card.digest) if card else None
         return SellerState(
             buyer_owner=member.owner if member else None,
             context_tokens=card.context_tokens if card else None,
@@ -142,4 +209,9 @@ class OwnOffer:
             held_micro=ledger.held_micro(buyer),
             credit_line_micro=member.credit_line_micro if member else 0,
             unsettled_micro=self._exposure.micro(buyer),
+            queue_free=status.queue_free if status else 0,
+            wait_ms=round(status.wait_s * 1000) if status else 0,
+            load_ms=round(status.load_s * 1000) if status else 0,
+            warm_tokens=self._warm_tokens(request, member.owner) if member else 0,
+            dimensions=card.dimensions if card else 0,
         )

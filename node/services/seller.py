@@ -32,6 +32,7 @@ from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed, encode, narrow
 from protocol.errors import AgoraError, MeshError, NotAuthorised, RemoteProtocolError, StreamBroken
+from protocol.identity import PeerId
 from protocol.mesh import Mesh, Stream
 from protocol.messages import (
     NO_HASH,
@@ -42,6 +43,7 @@ from protocol.messages import (
     Decline,
     FailedFrame,
     FinishedFrame,
+    Privacy,
     ProgressFrame,
     Request,
     TokensFrame,
@@ -53,6 +55,7 @@ from runtime.engine import (
     ChatMessage,
     Digest,
     Engine,
+    EngineDied,
     EngineError,
     Finished,
     Generation,
@@ -116,7 +119,7 @@ class Seller:
             taken = await self._negotiate(stream, request)
             if taken is not None:
                 award, work = taken
-                await self._work(stream, award, work.message, is_new=True)
+                await self._work(stream, award, work.message, sold_for=request.message.privacy)
         else:
             work = cast("Sealed[Work]", opening)
             if not self._logbook.assembly.is_member(stream.peer_id):
@@ -127,7 +130,7 @@ class Seller:
             if refusal := self._offer.closed_to_lease(stream.peer_id):
                 await stream.send(encode(FailedFrame(reason="lease", detail=refusal)))
                 return
-            await self._work(stream, found, work.message, is_new=False)
+            await self._work(stream, found, work.message, sold_for=None)
 
     async def _negotiate(
         self, stream: Stream, request: Sealed[Request]
@@ -173,7 +176,7 @@ class Seller:
             and terms.bid == bid.id
             and terms.seller == self._logbook.me
             and (terms.job_id, terms.attempt) == (wanted.job_id, wanted.attempt)
-            and (terms.model, terms.adapter) == (wanted.model, wanted.adapter)
+            and (terms.model, terms.adapter, terms.session) == (wanted.model, wanted.adapter, wanted.session)
             and terms.prompt_micro == bid.message.prompt_micro
             and terms.completion_micro == bid.message.completion_micro
             # Nothing beyond the hold is ever charged: too small a one would buy the whole answer.
@@ -228,10 +231,13 @@ class Seller:
             "award_accepted", job=terms.job_id.hex(), buyer=award.sender, hold=terms.hold_micro
         )
 
-    async def _work(self, stream: Stream, award: Sealed[Award], work: Work, *, is_new: bool) -> None:
+    async def _work(
+        self, stream: Stream, award: Sealed[Award], work: Work, *, sold_for: Privacy | None
+    ) -> None:
+        """Do the work; `sold_for` is the privacy class of the request that was just sold, None: it comes under a lease."""
         now, ledger = self._clock.now(), self._logbook.ledger
-        if is_new:  # only now: a lease of one job would be over by the time it had travelled
-            self._leases.open(award, now)
+        if sold_for is not None:  # only now: a lease of one job would be over by the time it had travelled
+            self._leases.open(award, now, privacy=sold_for)
         prices = Prices(award.message.prompt_micro, award.message.completion_micro)
         new_tokens = max(0, work.completion_tokens_max - len(work.received))
         total = prices.total_micro(Prompt.of(work).estimated_tokens, new_tokens)
@@ -247,7 +253,7 @@ class Seller:
         detail = refused.detail if refused else ""
         if work.award != award.id:
             detail = "the work names another award"
-        if not (detail or is_new):
+        if not detail and sold_for is None:
             detail = self._offer.busy(Digest(award.message.model), award.message.adapter)
         if detail:
             await stream.send(encode(FailedFrame(reason="lease", detail=detail)))
@@ -262,6 +268,7 @@ class Seller:
                 nursery.start_soon(self._watch, stream, run, nursery.cancel_scope)
                 await self._generate(stream, run)
                 nursery.cancel_scope.cancel()
+            self._note_warm(run)
             is_settled = await self._conclude(stream, run)
         finally:  # whatever ended it, a restart of the host too: what was delivered is claimed
             end_job = partial(self._end_job, run.delivery)
@@ -269,6 +276,18 @@ class Seller:
                 end_job()
             else:
                 self._settlement.claim_later(run.delivery, end_job)
+
+    def _note_warm(self, run: _Run) -> None:
+        """Whoever got a token had the prompt read."""
+        delivery, lease = run.delivery, self._leases.get(run.delivery.work.award)
+        if run.failure is None and delivery.ids and lease is not None:
+            self._offer.note_served(
+                delivery.award.message,
+                PeerId(delivery.award.sender),
+                delivery.work,
+                privacy=lease.privacy,
+                written=len(delivery.ids),
+            )
 
     def _end_job(self, delivery: Delivery) -> None:
         """Nothing more will be charged for a job: when its lease is over too, the buyer's hold weighs on it no longer."""
@@ -351,6 +370,8 @@ class Seller:
             run.is_broken = True
         except EngineError as error:
             detail = str(error)[: limits.DETAIL_CHARS_MAX]
+            if isinstance(error, EngineDied):
+                self._offer.forget_warm(terms.model)
             is_clients = isinstance(error, ENGINE_FAULTS_OF_CLIENT)
             run.failure = FailedFrame(reason="prompt" if is_clients else "engine", detail=detail)
         finally:
