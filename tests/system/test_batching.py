@@ -1,0 +1,230 @@
+"""The step loop on the real tiny model: who comes when, and that what is reused changes no answer.
+
+A batch of another shape is rounded otherwise, so answers of jobs that ran beside others are compared by their beginnings.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import pytest
+
+from runtime.llama import wire
+from runtime.llama.batching import PASSED_OVER_MAX, SPARE_SEQUENCES, Batcher
+from runtime.llama.lowlevel import AbortFlag, FirstError, llama
+from runtime.llama.model import Model
+from runtime.llama.template import RenderBounds
+from tests.adapter_files import random_adapter
+from tests.system.engines import TINY
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+
+SLOTS = 4
+CONTEXT = 512
+TOKENS = 12
+GREEDY = wire.SamplingParameters(0, 1_000_000, 0, 0, 1_000_000, 0, 0, 0)
+STORY = (
+    "Tell me a story about the brown dog, the grey teapot, the lighthouse and the small boat that came home. "
+)
+LONG = STORY * 8
+
+
+@dataclass
+class Bench:
+    """A batcher, and what it said, by call."""
+
+    batcher: Batcher
+    abort: AbortFlag
+    adapters: tuple[bytes | None, ...]
+    ids: dict[int, list[int]] = field(default_factory=dict)
+    ends: dict[int, wire.FromChild] = field(default_factory=dict)
+    calls: int = 0
+
+    def admit(self, text: str, *, adapter: bytes | None = None, tokens: int = TOKENS) -> int:
+        self.calls += 1
+        call = self.calls
+        self.ids[call] = []
+        request = wire.Generate(call, b"m" * 32, (("user", text),), tokens, GREEDY, (), (), adapter)
+        self.hear(self.batcher.admit(request))
+        return call
+
+    def step(self) -> None:
+        self.hear(self.batcher.step())
+
+    def hear(self, said: list[wire.FromChild]) -> None:
+        for message in said:
+            if isinstance(message, wire.NewTokens):
+                self.ids[message.call] += message.ids
+            else:
+                self.ends[message.call] = message
+
+    def finish(self) -> None:
+        while self.batcher.busy:
+            self.step()
+
+    def answer(self, text: str, adapter: bytes | None = None) -> list[int]:
+        """Return the answer of a job that runs alone."""
+        call = self.admit(text, adapter=adapter)
+        self.finish()
+        return self.ids[call]
+
+    def cold(self, text: str, adapter: bytes | None = None) -> list[int]:
+        self.batcher.cache.forget_all()
+        return self.answer(text, adapter)
+
+    def computed(self, call: int) -> int:
+        """Return how many of a job's prompt tokens were computed for it."""
+        done = self.ends[call]
+        assert isinstance(done, wire.Done)
+        return done.prefill_tokens
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[tuple[Batcher, AbortFlag, tuple[bytes | None, ...]]]:
+    llama.llama_backend_init()
+    abort, log = AbortFlag(), FirstError()
+    loaded = Model(
+        str(TINY),
+        context_tokens=CONTEXT,
+        slots=SLOTS,
+        threads=1,
+        abort=abort,
+        log=log,
+        bounds=RenderBounds(),
+        spare=SPARE_SEQUENCES,
+    )
+    adapters = []
+    for seed in range(2):
+        data = random_adapter(TINY, seed=seed, strength=0.02)
+        adapters.append(sha256(data).digest())
+        loaded.load_adapter(adapters[-1], data)
+    batcher = Batcher(loaded, SLOTS)
+    yield batcher, abort, (None, *adapters)
+    batcher.close()
+
+
+@pytest.fixture
+def bench(model: tuple[Batcher, AbortFlag, tuple[bytes | None, ...]]) -> Iterator[Bench]:
+    batcher, abort, adapters = model
+    batcher.cache.forget_all()
+    yield Bench(batcher, abort, adapters)
+    for job in list(batcher.jobs):
+        batcher.cancel(job.call)
+
+
+def test_a_warm_prompt_is_answered_as_a_cold_one_bit_for_bit(bench: Bench) -> None:
+    """One job at a time: whole chunks are kept, so the cache is filled in the same pieces."""
+    cold = bench.cold(LONG)
+
+    again = bench.admit(LONG)
+    bench.finish()
+    longer = bench.admit(f"{LONG} And then?")
+    bench.finish()
+
+    assert bench.ids[again] == cold
+    assert bench.computed(again) <= bench.batcher.model.chunk_tokens
+    assert bench.ids[longer] == bench.cold(f"{LONG} And then?")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_answers_with_reuse_are_the_answers_without(bench: Bench, seed: int) -> None:
+    """Shared beginnings, adapters in turn, cancelled jobs, aborted steps, and a cache that is too small for it all."""
+    rng = random.Random(seed)
+    questions = [f"{STORY * count}{end}" for count in (0, 2, 4) for end in ("Why?", "Who was it?", "Go on.")]
+    wanted = {(text, adapter): bench.cold(text, adapter) for text in questions for adapter in bench.adapters}
+    bench.batcher.cache.forget_all()
+    asked: dict[int, tuple[str, bytes | None]] = {}
+    cancelled: set[int] = set()
+    reused = 0
+    while len(asked) < 60 or bench.batcher.busy:
+        if len(asked) < 60 and len(bench.batcher.jobs) < SLOTS and rng.random() < 0.4:
+            key = rng.choice(list(wanted))
+            asked[bench.admit(key[0], adapter=key[1])] = key
+        if not bench.batcher.busy:
+            continue
+        if rng.random() < 0.05:
+            dropped = rng.choice(bench.batcher.jobs)
+            cancelled.add(dropped.call)
+            bench.batcher.cancel(dropped.call)
+            continue
+        if rng.random() < 0.1:
+            bench.abort.set()
+        bench.step()
+        bench.abort.clear()
+        reused += sum(job.reused_tokens for job in bench.batcher.jobs)
+
+    assert reused > 0
+    assert cancelled
+    for call, key in asked.items():
+        if call not in cancelled:
+            assert bench.ids[call][:TOKENS] == wanted[key][:TOKENS], (call, key)
+
+
+def test_twins_that_come_together_compute_what_they_share_once(bench: Bench) -> None:
+    calls = [bench.admit(f"{LONG}{end}") for end in ("Why?", "Who?", "When?", "Where?")]
+
+    bench.finish()
+
+    chunk = bench.batcher.model.chunk_tokens
+    first, *others = sorted((bench.computed(call) for call in calls), reverse=True)
+    assert first > 3 * chunk
+    assert all(count <= chunk for count in others)
+
+
+def test_a_twin_whose_leader_is_cancelled_goes_on_from_what_it_left(bench: Bench) -> None:
+    leader = bench.admit(f"{LONG}Why?")
+    twin = bench.admit(f"{LONG}Who?")
+    bench.step()
+
+    bench.batcher.cancel(leader)
+    bench.finish()
+
+    prompt = bench.ends[twin]
+    assert isinstance(prompt, wire.Done)
+    assert bench.computed(twin) == prompt.prompt_tokens - bench.batcher.model.chunk_tokens
+    assert bench.ids[twin] == bench.cold(f"{LONG}Who?")
+
+
+def test_twins_with_other_adapters_share_nothing(bench: Bench) -> None:
+    calls = [bench.admit(LONG, adapter=adapter) for adapter in bench.adapters]
+
+    bench.finish()
+
+    assert len({bench.computed(call) for call in calls}) == 1
+    assert bench.computed(calls[0]) > bench.batcher.model.chunk_tokens
+
+
+def test_a_short_prompt_is_not_stuck_behind_a_long_one(bench: Bench) -> None:
+    long = bench.admit(LONG)
+    bench.step()
+
+    short = bench.admit("Why?")
+    bench.step()
+
+    assert len(bench.ids[short]) == 1
+    assert bench.ids[long] == []
+
+
+def test_a_long_prompt_is_read_however_many_short_ones_come(bench: Bench) -> None:
+    long = bench.admit(LONG)
+    chunks = -(-bench.batcher.jobs[0].prompt_tokens // bench.batcher.model.chunk_tokens)
+    steps = 0
+    while not bench.ids[long]:
+        while len(bench.batcher.jobs) < SLOTS:
+            bench.admit(f"{steps} {STORY}", tokens=1)
+        bench.step()
+        steps += 1
+
+    assert steps <= (chunks + 1) * (PASSED_OVER_MAX + 1)
+
+
+def test_a_stream_gets_a_token_with_every_chunk_that_is_read_beside_it(bench: Bench) -> None:
+    stream = bench.admit("Tell me a story.", tokens=40)
+    bench.step()
+    bench.admit(LONG)
+    bench.admit(f"Now. {LONG}")
+
+    for number in range(2, 8):
+        bench.step()
+        assert len(bench.ids[stream]) == number
