@@ -6,19 +6,20 @@ logs, not here.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import trio
 
-from node.chat import ChatRequest, Wanted
+from marketplace.prompt import Prompt, only_reads
+from node.chat import ChatRequest, StillLoading, Wanted
 from node.clock import Clock
 from node.store import Record, Store
 from node.views import AttemptView, BidView, JobView, VerificationState
 from protocol.envelope import Sealed
 from protocol.errors import AgoraError
 from protocol.identity import PeerId
-from protocol.messages import NO_HASH, Award, Bid, Id, Work
+from protocol.messages import NO_HASH, Award, Bid, Id, Turn, Work
 
 JOB = "job"  # the store's record kind
 JOBS_KEPT = 1_000
@@ -70,8 +71,10 @@ class Job:
 
     Attributes:
         wanted: the base, and the adapters that may answer, the best first.
+        dimensions: of the vectors of an embedding.
         adapter: the one that answers, or is being bought; `NO_HASH`: the bare base.
         name: of the base with that adapter.
+        loading: this device would have answered, but has yet to load the model.
     """
 
     job_id: bytes
@@ -80,12 +83,14 @@ class Job:
     wanted: Wanted
     started_s: float  # monotonic
     started_at: float  # Unix
+    dimensions: int = 0
     adapter: bytes = NO_HASH
     state: str = "auction"
     attempts: list[Attempt] = field(default_factory=list)
     first_token_s: float | None = None
     finished_s: float | None = None
     client_left: trio.Event = field(default_factory=trio.Event)
+    loading: StillLoading | None = None
 
     @property
     def digest(self) -> bytes:
@@ -106,6 +111,30 @@ class Job:
     def tokens(self) -> int:
         """How many tokens the client has; asked for each frame, so nothing is copied."""
         return sum(len(attempt.ids) for attempt in self.attempts)
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether it is answered by words."""
+        return only_reads(self.request.task)
+
+    @property
+    def tokens_max(self) -> int:
+        """The completion tokens, or the words, that it ends with at most; all words of a reading are known before."""
+        match self.request.task:
+            case "embedding":
+                return self.dimensions * len(self.request.inputs)
+            case "check":
+                return len(self.request.claimed)
+            case _:
+                return self.request.tokens_max
+
+    def still_to_do(self) -> tuple[Prompt, tuple[int, ...]]:
+        """What the next attempt reads, and what it need not answer again: inputs that are done are not read twice."""
+        prompt, ids = prompt_of(self.request), self.ids
+        if self.request.task != "embedding":
+            return prompt, tuple(ids)
+        done = len(ids) // self.dimensions
+        return replace(prompt, inputs=prompt.inputs[done:]), tuple(ids[done * self.dimensions :])
 
     @property
     def attempt(self) -> Attempt:
@@ -135,9 +164,9 @@ class JobBook:
                 view = msgspec.msgpack.decode(record.body, type=JobView)
                 self._views[view.job_id] = _after_restart(view)
 
-    def open(self, request: ChatRequest, job_id: Id, name: str, wanted: Wanted) -> Job:
+    def open(self, request: ChatRequest, job_id: Id, name: str, wanted: Wanted, dimensions: int) -> Job:
         """Begin a job."""
-        job = Job(job_id, request, name, wanted, self._clock.now(), self._clock.utc_ms() / 1000)
+        job = Job(job_id, request, name, wanted, self._clock.now(), self._clock.utc_ms() / 1000, dimensions)
         self._running[job_id] = job
         return job
 
@@ -192,7 +221,7 @@ class JobBook:
         stream_s = 0.0 if job.first_token_s is None else end_s - job.first_token_s
         return JobView(
             job_id=job.job_id.hex(),
-            kind="chat",
+            kind=job.request.task,
             state=job.state,
             model=job.name,
             digest=job.digest.hex(),
@@ -212,6 +241,15 @@ class JobBook:
             receipts=[attempt.receipt_id for attempt in job.attempts if attempt.receipt_id],
             verification=_worst(attempt.verification for attempt in job.attempts),
         )
+
+
+def prompt_of(request: ChatRequest) -> Prompt:
+    """What a client wants read, in the words of the protocol."""
+    turns = tuple(
+        Turn(role=message.role, content=message.content)  # type: ignore[arg-type]  # the gateway has checked the role
+        for message in request.messages
+    )
+    return Prompt(turns, request.task, request.inputs, request.claimed)
 
 
 def attempt_view(attempt: Attempt) -> AttemptView:

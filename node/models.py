@@ -9,11 +9,13 @@ Behind any of these a patch of the model's line may be named:
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 
 import msgspec
 
 from marketplace.assembly.assembly import Assembly
+from marketplace.prompt import unfit
 from node.chat import UnknownModelName, Wanted
 from node.clock import Clock
 from node.directory import Directory
@@ -123,14 +125,30 @@ class ModelNames:
         base = card.name if card else offers[0][1].architecture if offers else "model"
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', base).strip('-') or 'model'}@{digest.hex()[:DIGEST_PREFIX_HEX]}"
 
-    def wanted(self, name: str) -> Wanted:
+    def dimensions(self, digest: bytes, task: Task) -> int:
+        """Return the dimensions of a model's vectors, of 0 for one that writes, as a task would have them.
+
+        This device's own file is sure. Of adverts, one that says what the task needs will do: else a few liars could
+        keep everybody from asking. What most of those say is what is asked for.
+        """
+        if card := self._engine.models.get(Digest(digest)):
+            return card.dimensions
+        told = Counter(model.dimensions for _, model in self._offered().get(digest, []))
+        fitting = {each: count for each, count in told.items() if not unfit(task, each)} or told
+        return max(fitting, key=lambda each: (fitting[each], -each), default=0)
+
+    def wanted(self, name: str, task: Task = "chat") -> Wanted:
         """Return what a client's name stands for: the base, and which of its adapters may answer.
+
+        Args:
+            name: as the client gave it.
+            task: `auto` is the best model for it.
 
         Raises:
             UnknownModelName: nobody here holds such a model, or no such patch of it is in force.
         """
         plain, plus, patch = name.partition("+")
-        base = self.resolve(plain)
+        base = bytes.fromhex(self.view(plain, task).digest)
         if not plus:
             return Wanted(base, self._patches.followed(base))
         if patch == BARE:

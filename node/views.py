@@ -185,7 +185,7 @@ class JobView(View, frozen=True, kw_only=True):
     """A request from beginning to end."""
 
     job_id: str
-    kind: str  # chat
+    kind: str  # chat, completion, embedding, check
     state: str  # auction, running, settled, failed, unsold, cancelled
     model: str
     digest: str

@@ -73,6 +73,8 @@ STANDSTILL_S = 20.0  # progress frames that tell nothing new for this long: the 
 UNREAD_S = 60.0  # nobody reads what a seller sends for this long: the buyer has gone
 PACE_JUDGED_S = 15.0  # of answering; before that a pace says little
 PACE_SHARE_MIN = 0.1  # of the speed that was bid; a warm and busy device has a quarter of it
+INPUT_READ_S_MAX = 60.0  # of an embedding, by a slow device: 512 tokens at 10 a second
+GAPS_PER_S_MIN = 1.0  # of a check, once they come: they are read, not written
 LEASE_IDLE_S = 600.0  # a session's lease ends after this long without a request
 INVITATION_TTL_S_MAX = 30 * 24 * 3600.0
 

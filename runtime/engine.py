@@ -209,6 +209,9 @@ class BadTemplate(EngineError):
     """The model's chat template failed, ran too long or used too much memory in its sandbox."""
 
 
+FAULTS_OF_CLIENT = (BadRequest, PromptTooLong, BadTemplate)  # no other engine would do better
+
+
 class ModelLoading(EngineError):
     """The model is being read into memory, which takes a while; `done` of 1 so far, ready in about `retry_after_s`."""
 

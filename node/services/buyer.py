@@ -1,4 +1,4 @@
-"""The buyer: one client's chat from the first word to the last receipt, whoever answers it.
+"""The buyer: one client's job from the first word to the last receipt, whoever answers it.
 
     local engine with a free slot ─┐
     session's lease ───────────────┼─▶ work ─▶ tokens ─▶ receipt, countersigned
@@ -6,7 +6,8 @@
         ▲                                         │ stream broken, silent for 2 s, engine failed
         └──── next attempt, received token ids ◀──┘
 
-The client sees one unbroken stream. Attempts are numbered and fenced: a stream that was given up is closed before the
+A chat, a raw text to go on from, texts to embed, tokens to check: all travel the same way, and those that only read bring
+words instead of tokens. The client sees one unbroken stream. Attempts are numbered and fenced: a stream that was given up is closed before the
 next award is written, so nothing late can come in on it. A job outlives its client just long enough to be settled.
 """
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from marketplace.prompt import unfit
 from node.chat import (
     BadPrompt,
     ChatDelta,
@@ -26,10 +28,11 @@ from node.chat import (
     ChatFinished,
     ChatRequest,
     ChatStarted,
+    StillLoading,
     Unsold,
 )
 from node.clock import Clock
-from node.jobs import Attempt, Job, JobBook
+from node.jobs import Attempt, Job, JobBook, prompt_of
 from node.journal import Journal
 from node.logbook import Logbook
 from node.models import ModelNames
@@ -43,7 +46,7 @@ from protocol.identity import PeerId
 from protocol.mesh import Mesh
 from protocol.messages import NO_HASH
 from runtime.engine import (
-    BadTemplate,
+    FAULTS_OF_CLIENT,
     Digest,
     Engine,
     EngineDied,
@@ -52,7 +55,7 @@ from runtime.engine import (
     FinishReason,
     Frame,
     Generation,
-    PromptTooLong,
+    ModelLoading,
     Tokens,
     UnknownAdapter,
 )
@@ -119,16 +122,24 @@ class Buyer:
             await trio.sleep_forever()
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        """Yield the events of one chat; closing the generator cancels the job.
+        """Yield the events of one chat, or another task; closing the generator cancels the job.
 
         Raises:
             ChatError: one of its kinds, before or between events.
         """
         assert self._nursery is not None, "run() comes first"
-        wanted = self._names.wanted(request.model)
+        wanted = self._names.wanted(request.model, request.task)
+        dimensions = self._names.dimensions(wanted.base, request.task)
+        name = self._names.name(wanted.base)
+        if unable := unfit(request.task, dimensions):
+            raise BadPrompt(f"model {name} cannot do it: {unable}")
+        if fault := prompt_of(request).fault:
+            raise BadPrompt(fault)
         job_id = self._rng.randbytes(16)
-        job = self._jobs.open(request, job_id, self._names.name(wanted.base), wanted)
-        self._journal.write("job_opened", job=job_id.hex(), model=job.name, privacy=request.privacy)
+        job = self._jobs.open(request, job_id, name, wanted, dimensions)
+        self._journal.write(
+            "job_opened", job=job_id.hex(), task=request.task, model=job.name, privacy=request.privacy
+        )
         send, receive = trio.open_memory_channel[ChatEvent](EVENTS_WAITING_MAX)
         failure: list[ChatError] = []
         self._nursery.start_soon(self._run_job, job, send, failure)
@@ -141,11 +152,26 @@ class Buyer:
         if failure:
             raise failure[0]
 
+    async def read(self, request: ChatRequest) -> tuple[int, ...]:
+        """Return all words of a task that only reads.
+
+        Raises:
+            ChatError: one of its kinds.
+        """
+        words: list[int] = []
+        async with aclosing(self.chat(request)) as events:
+            async for event in events:
+                if isinstance(event, ChatDelta):
+                    words.extend(event.words)
+        return tuple(words)
+
     async def quotes(self, model: str, prompt_tokens: int, completion_tokens: int) -> Attempt:
         """Ask sellers what a job would cost, and award nothing."""
         wanted = self._names.wanted(model)
         return await self._purchasing.quote(
-            (wanted.base, wanted.adapters[0]), (prompt_tokens, completion_tokens)
+            (wanted.base, wanted.adapters[0]),
+            (prompt_tokens, completion_tokens),
+            self._names.dimensions(wanted.base, "chat"),
         )
 
     # --- a job --------------------------------------------------------------------------------------------------
@@ -157,7 +183,8 @@ class Buyer:
             async with send:
                 state = await self._attempt_until_done(job, send)
         except ChatError as error:
-            failure.append(error)
+            # Waiting for this device's own engine helps more than asking again for others.
+            failure.append(job.loading if job.loading and isinstance(error, Unsold) else error)
             state = "unsold" if isinstance(error, Unsold) else "failed"
         except (AgoraError, OSError) as error:  # one job's trouble is not the daemon's end
             failure.append(Unsold(f"the job broke off: {error}", ()))
@@ -205,8 +232,9 @@ class Buyer:
             is_own = attempt.seller == self._logbook.me
             if attempt.seller and not (ending.is_lease_over and (attempt.is_lease or is_own)):
                 failed.add(attempt.seller)
-            if job.tokens >= job.request.tokens_max:  # it failed behind its last token: nothing is missing
-                await self._finish(job, send, FinishReason.LENGTH, attempt.prompt_tokens)
+            if job.tokens >= job.tokens_max:  # it failed behind its last token: nothing is missing
+                reason = FinishReason.STOP if job.is_reading else FinishReason.LENGTH
+                await self._finish(job, send, reason, attempt.prompt_tokens)
                 return "settled"
         raise Unsold(f"{limits.ATTEMPTS_MAX} attempts failed", declines_of(job))
 
@@ -260,6 +288,7 @@ class Buyer:
         is_held = Digest(job.digest) in self._engine.models and (
             job.adapter == NO_HASH or self._engine.adapters.get(Digest(job.adapter)) == job.digest
         )
+        is_held = is_held and self._logbook.me not in job.request.not_by
         if not is_held or has_failed:
             if job.request.privacy == "local":
                 what = "failed" if has_failed else "is not"
@@ -275,14 +304,18 @@ class Buyer:
         attempt.seller = self._logbook.me
         await self._tell(send, ChatStarted(job.job_id.hex(), attempt.number, attempt.seller, job.name))
         request = job.request
+        prompt, received = job.still_to_do()
         generation = Generation(
             model=Digest(job.digest),
             adapter=None if job.adapter == NO_HASH else Digest(job.adapter),
             messages=request.messages,
-            tokens_max=request.tokens_max,
+            tokens_max=len(received) + job.tokens_max - job.tokens,
             sampling=request.sampling,
             stop=request.stop,
-            received=tuple(job.ids),
+            received=received,
+            task=request.task,
+            inputs=prompt.inputs,
+            claimed=request.claimed,
         )
         finished: Finished | None = None
         failure: EngineError | None = None
@@ -297,18 +330,25 @@ class Buyer:
                         if isinstance(frame, Tokens):
                             attempt.ids.extend(frame.ids)
                             job.first_token_s = job.first_token_s or self._clock.now()
-                            await self._tell(send, ChatDelta(frame.text, len(frame.ids)))
+                            delta = ChatDelta(frame.text, len(frame.ids), frame.logprobs)
+                            await self._tell(
+                                send, ChatDelta("", 0, words=frame.ids) if job.is_reading else delta
+                            )
                         elif isinstance(frame, Finished):
                             finished = frame
             except EngineError as error:
                 failure = error
             nursery.cancel_scope.cancel()
+        if isinstance(failure, ModelLoading):
+            job.loading = StillLoading(str(failure), done=failure.done, retry_after_s=failure.retry_after_s)
         if failure is not None:
-            is_clients = isinstance(failure, (PromptTooLong, BadTemplate))
+            is_clients = isinstance(failure, FAULTS_OF_CLIENT)
             is_gone = isinstance(failure, UnknownAdapter)  # a human has just barred it: we go on with another
             return Ending(End.PROMPT if is_clients else End.FAILED, str(failure), is_lease_over=is_gone)
         if finished is None:
             return Ending(End.FINISHED, "cancelled")
+        if job.is_reading and job.tokens < job.tokens_max:
+            return Ending(End.FAILED, f"finished after {job.tokens} of {job.tokens_max} words")
         attempt.prompt_tokens = finished.prompt_tokens
         if finished.text:
             await self._tell(send, ChatDelta(finished.text, 0))

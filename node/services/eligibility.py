@@ -5,6 +5,7 @@ likely to. The credit line, and the limits that the owner set, say up to what. H
 held: that is `purchasing.py`.
 """
 
+from functools import partial
 from random import Random
 
 import trio
@@ -76,6 +77,9 @@ class Eligibility:
         *,
         adapter: bytes = NO_HASH,
         asked: frozenset[PeerId] = frozenset(),
+        dimensions: int = 0,
+        not_by: frozenset[PeerId] = frozenset(),
+        is_by_lot: bool = False,
     ) -> tuple[PeerId, ...]:
         """The best K sellers of a model that may be asked.
 
@@ -88,12 +92,22 @@ class Eligibility:
                 share its network and its honesty, and five keys of one human would else use up all of a job's attempts.
             tokens: those of the prompt and the cap.
             asked: whom else to leave out.
+            dimensions: of the vectors that are wanted: who says that the model has others is left out.
+            not_by: whom to leave out together with all devices of their owners.
+            is_by_lot: one alone, whoever it is: the best could be chosen by whoever sets its price.
         """
         candidates, ready = [], set()
         connected, left_out = self._mesh.connected, failed | asked
+        strangers_to = self._owners(not_by)
         for offer in self._directory.holders(digest, self._clock.now()):
             seller, advert = offer.advert.sender, offer.advert.message
-            if seller not in left_out and self.is_allowed(seller, privacy):
+            is_fit = any(model.digest == digest and model.dimensions == dimensions for model in advert.models)
+            if (
+                is_fit
+                and seller not in left_out | not_by
+                and self.is_allowed(seller, privacy)
+                and self._logbook.assembly.member(seller).owner not in strangers_to
+            ):
                 total = Prices(advert.prompt_micro, advert.completion_micro).total_micro(*tokens)
                 score = self._reputation.of(seller).score
                 if any(model.digest == digest and adapter in model.adapters for model in advert.models):
@@ -111,14 +125,17 @@ class Eligibility:
         candidates = [each for each in candidates if not self._reputation.of(each.peer).caught] or candidates
         candidates = [each for each in candidates if each.peer in ready] or candidates
         assembly = self._logbook.assembly
-        owners = {
-            assembly.member(peer).owner
-            for peer in failed
-            if peer != self._logbook.me and assembly.is_member(peer)
-        }
+        owners = self._owners(failed - {self._logbook.me})
         unrelated = [each for each in candidates if assembly.member(each.peer).owner not in owners]
         eligible = unrelated or candidates
+        if is_by_lot and eligible:
+            return (self._rng.choice(eligible).peer,)
         return best(without_bait(eligible) if len(failed) >= FAILURES_MAX else eligible, self._rng)
+
+    def _owners(self, peers: frozenset[PeerId]) -> set[str]:
+        """Of those that are members, whose they are."""
+        assembly = self._logbook.assembly
+        return {assembly.member(peer).owner for peer in peers if assembly.is_member(peer)}
 
     def advertised_tokens_per_s(self, seller: PeerId, digest: bytes) -> float:
         """How fast a seller says that it answers; 0: it does not say."""
@@ -135,12 +152,27 @@ class Eligibility:
         *,
         adapter: bytes,
         asked: frozenset[PeerId],
+        dimensions: int = 0,
+        not_by: frozenset[PeerId] = frozenset(),
+        is_by_lot: bool = False,
     ) -> tuple[PeerId, ...]:
         """The same, after asking around when fewer are known than could be asked."""
-        sellers = self.sellers(digest, privacy, failed, tokens, adapter=adapter, asked=asked)
+        find = partial(
+            self.sellers,
+            digest,
+            privacy,
+            failed,
+            tokens,
+            adapter=adapter,
+            asked=asked,
+            dimensions=dimensions,
+            not_by=not_by,
+            is_by_lot=is_by_lot,
+        )
+        sellers = find()
         if len(sellers) < limits.SELLERS_ASKED_MAX:
             await self._look_for_sellers(digest, is_urgent=not sellers)
-            sellers = self.sellers(digest, privacy, failed, tokens, adapter=adapter, asked=asked)
+            sellers = find()
         return sellers
 
     def why_nobody(self, job: Job, failed: frozenset[PeerId]) -> str:

@@ -15,10 +15,10 @@ from marketplace.auction import NoSale
 from marketplace.budget import Budget
 from marketplace.lease import Leases, Session
 from marketplace.pricing import Prices, lease_hold_micro, reserve_micro
-from marketplace.prompt import Prompt
+from marketplace.prompt import only_reads
 from marketplace.punctuality import Punctuality
 from marketplace.reputation import Reputation
-from node.chat import BadPrompt, ChatRequest, DeclineView, Unsold
+from node.chat import BadPrompt, DeclineView, Unsold
 from node.clock import Clock
 from node.directory import Directory
 from node.jobs import CLAIM_WINDOW_S, Answer, Attempt, Job
@@ -29,7 +29,7 @@ from node.services.auctioneer import Auctioneer, Sale
 from node.services.eligibility import Eligibility
 from node.wire import Wire
 from protocol import limits
-from protocol.envelope import Sealed, narrow
+from protocol.envelope import Sealed, encode, narrow
 from protocol.errors import MeshError, RemoteProtocolError, StreamBroken
 from protocol.identity import PeerId
 from protocol.mesh import Mesh, Stream
@@ -41,14 +41,14 @@ from protocol.messages import (
     Privacy,
     Request,
     SamplingTerms,
-    Turn,
+    Task,
     Work,
 )
 from protocol.topics import JOB
 
 ACCEPT_TIMEOUT_S = 2.0
 AUCTIONS_MAX = 3  # for one attempt: of those an advert names, any may be gone by now
-WORK_OVERHEAD_BYTES = 8 * limits.KIB  # what a work message carries beside the chat and the received ids
+ENVELOPE_BYTES = 512  # what is around a message: signature, mesh, sender, time
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ class Purchasing:
         Raises:
             ChatError: nobody will do it.
         """
-        _check_size(job)
+        tokens = (_estimated_tokens(job), self._completion_cap(job))
+        _check_size(_work(job, attempt, NO_HASH, tokens[1]))
         self._void_ended()
         leased = await self._use_lease(job, attempt, failed)
         if leased is not None:
             return leased
-        tokens = (_estimated_tokens(job), self._completion_cap(job))
         request, sale = await self._find_sale(job, attempt, failed, tokens)
         try:
             award = await self._award(job, attempt, request, sale)
@@ -148,7 +148,15 @@ class Purchasing:
         asked: frozenset[PeerId] = frozenset()
         for _ in range(AUCTIONS_MAX):
             sellers = await self._eligibility.find_sellers(
-                job.digest, job.request.privacy, failed, tokens, adapter=job.adapter, asked=asked
+                job.digest,
+                job.request.privacy,
+                failed,
+                (tokens[0], 0 if job.is_reading else tokens[1]),
+                adapter=job.adapter,
+                asked=asked,
+                dimensions=job.dimensions,
+                not_by=job.request.not_by,
+                is_by_lot=job.request.task == "check",
             )
             if not sellers:
                 break
@@ -159,7 +167,8 @@ class Purchasing:
                 (job.digest, job.adapter),
                 tokens,
                 job.request.privacy,
-                job.request.session,
+                None if job.is_reading else job.request.session,
+                job.request.task,
             )
             sale = await self._hold_auction(request, sellers, attempt)
             if isinstance(sale, Sale):
@@ -172,18 +181,24 @@ class Purchasing:
             raise BadPrompt(f"the prompt does not fit any seller's context: {declines[0].detail}")
         raise Unsold(_summary(declines), declines)
 
-    async def quote(self, model: tuple[bytes, bytes], tokens: tuple[int, int]) -> Attempt:
+    async def quote(
+        self, model: tuple[bytes, bytes], tokens: tuple[int, int], dimensions: int = 0
+    ) -> Attempt:
         """Ask sellers what a job would cost, and award nothing.
 
         Args:
             model: the digests of the base and of the adapter.
             tokens: those of the prompt and the cap.
+            dimensions: of the model's vectors; 0: it writes, and a chat is asked for.
         """
         attempt = Attempt(1)
         digest, adapter = model
-        sellers = self._eligibility.sellers(digest, "mesh", frozenset(), tokens, adapter=adapter)
+        sellers = self._eligibility.sellers(
+            digest, "mesh", frozenset(), tokens, adapter=adapter, dimensions=dimensions
+        )
         if sellers:
-            request = self._request(self._rng.randbytes(16), 1, model, tokens, "mesh", None)
+            task: Task = "embedding" if dimensions else "chat"
+            request = self._request(self._rng.randbytes(16), 1, model, tokens, "mesh", None, task)
             sale = await self._hold_auction(request, sellers, attempt)
             if isinstance(sale, Sale):
                 sale.stream.abort()
@@ -213,7 +228,7 @@ class Purchasing:
             Unsold: over the budget or the credit line.
             NotConfirmed, StoreFailed: nothing durable may or can be written: the job cannot be bought now.
         """
-        has_session = job.request.session is not None
+        has_session = self._session(job) is not None
         hold = sale.total_micro
         if has_session:
             hold = lease_hold_micro(
@@ -247,7 +262,7 @@ class Purchasing:
         finally:
             self._logbook.ledger.void(held)  # once it is written, the award itself holds
         attempt.award = award
-        attempt.work = self._work(job, attempt, award, request.completion_tokens_max)
+        attempt.work = _work(job, attempt, award.id, request.completion_tokens_max)
         now = self._clock.now()
         self._leases.open(award, now, self._session(job))
         self._leases.begin(award.id, job.job_id, attempt.number, total_micro=sale.total_micro, now=now)
@@ -294,7 +309,7 @@ class Purchasing:
             return None
         attempt.seller, attempt.award, attempt.is_lease = seller, award, True
         attempt.promised_tokens_per_s = self._eligibility.advertised_tokens_per_s(seller, job.digest)
-        attempt.work = self._work(job, attempt, award, completion_tokens)
+        attempt.work = _work(job, attempt, award.id, completion_tokens)
         # Before anything is waited for: another request of the session may find the lease, or end it, meanwhile.
         total = lease.prices.total_micro(prompt_tokens, completion_tokens)
         self._leases.begin(award.id, job.job_id, attempt.number, total_micro=total, now=self._clock.now())
@@ -366,16 +381,18 @@ class Purchasing:
 
     def _session(self, job: Job) -> Session | None:
         request = job.request
-        if request.session is None:
-            return None
+        if request.session is None or job.is_reading:
+            return None  # a lease's price is one for text, and a reading leaves nothing warm behind
         return Session(request.session, job.digest, request.privacy, job.adapter)
 
     # --- what it may cost, and what is sent ---------------------------------------------------------------------
     def _completion_cap(self, job: Job) -> int:
+        if job.is_reading:
+            return job.tokens_max - job.tokens
         return self._eligibility.completion_cap(
             job.digest,
             prompt_tokens=_estimated_tokens(job),
-            wanted_tokens=job.request.tokens_max - job.tokens,
+            wanted_tokens=job.tokens_max - job.tokens,
         )
 
     def _hold(self, job: Job, attempt: Attempt, hold_micro: int) -> bytes:
@@ -412,6 +429,7 @@ class Purchasing:
         tokens: tuple[int, int],
         privacy: Privacy,
         session: bytes | None,
+        task: Task = "chat",
     ) -> Request:
         prompt_tokens, completion_tokens = tokens
         return Request(
@@ -424,41 +442,39 @@ class Purchasing:
             total_micro_max=reserve_micro(
                 self._price_most,
                 prompt_tokens=prompt_tokens,
-                completion_tokens_max=completion_tokens,
+                completion_tokens_max=0 if only_reads(task) else completion_tokens,
                 spendable_micro=self._eligibility.spendable_micro(),
             ),
             privacy=privacy,
             session=session or NO_HASH,
             head=self._logbook.head(self._logbook.me, "bilateral"),
-        )
-
-    def _work(self, job: Job, attempt: Attempt, award: Sealed[Award], completion_tokens: int) -> Work:
-        request, sampling = job.request, job.request.sampling
-        return Work(
-            award=award.id,
-            job_id=job.job_id,
-            attempt=attempt.number,
-            turns=turns_of(request),
-            completion_tokens_max=job.tokens + completion_tokens,
-            sampling=SamplingTerms(
-                **{name: getattr(sampling, name) for name in SamplingTerms.__struct_fields__}
-            ),
-            stop=request.stop,
-            received=tuple(job.ids),
+            task=task,
         )
 
 
-def turns_of(request: ChatRequest) -> tuple[Turn, ...]:
-    """The chat in the words of the protocol."""
-    return tuple(
-        Turn(role=message.role, content=message.content)  # type: ignore[arg-type]  # the gateway has checked the role
-        for message in request.messages
+def _work(job: Job, attempt: Attempt, award_id: bytes, completion_tokens: int) -> Work:
+    """What is still to be done; so many tokens, or words, more than were received."""
+    request, sampling = job.request, job.request.sampling
+    prompt, received = job.still_to_do()
+    return Work(
+        award=award_id,
+        job_id=job.job_id,
+        attempt=attempt.number,
+        turns=prompt.turns,
+        completion_tokens_max=len(received) + completion_tokens,
+        sampling=SamplingTerms(**{name: getattr(sampling, name) for name in SamplingTerms.__struct_fields__}),
+        stop=request.stop,
+        received=received,
+        task=prompt.task,
+        inputs=prompt.inputs,
+        claimed=prompt.claimed,
     )
 
 
 def _estimated_tokens(job: Job) -> int:
     """Prompt tokens, and the received ones that are read again."""
-    return Prompt(turns_of(job.request)).estimated_tokens + job.tokens
+    prompt, received = job.still_to_do()
+    return prompt.estimated_tokens + (0 if job.is_reading else len(received))
 
 
 def declines_of(job: Job) -> tuple[DeclineView, ...]:
@@ -476,13 +492,12 @@ def _summary(declines: tuple[DeclineView, ...]) -> str:
     return f"no seller took the job: {len(declines)} declined ({reasons})"
 
 
-def _check_size(job: Job) -> None:
-    """Refuse a chat that no job stream carries.
+def _check_size(work: Work) -> None:
+    """Refuse a job that no job stream carries.
 
     Raises:
         BadPrompt: it is too large.
     """
-    size = sum(len(message.content.encode()) for message in job.request.messages) + 5 * job.tokens
-    most = limits.PROMPT_BYTES_MAX - WORK_OVERHEAD_BYTES
+    size, most = len(encode(work)), limits.PROMPT_BYTES_MAX - ENVELOPE_BYTES
     if size > most:
-        raise BadPrompt(f"the chat has {size} bytes, at most {most} travel to a seller")
+        raise BadPrompt(f"the {work.task} has {size} bytes, at most {most} travel to a seller")

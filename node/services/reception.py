@@ -11,6 +11,7 @@ from enum import Enum
 
 import trio
 
+from marketplace.prompt import WORD_MAX
 from node.chat import ChatDelta
 from node.jobs import Attempt, Job
 from node.wire import Wire
@@ -26,6 +27,7 @@ from protocol.messages import (
     ProgressFrame,
     TokensFrame,
 )
+from runtime.engine import TokenLogprob
 
 PHASES = ("queued", "loading", "prefill", "decode")  # of progress, in their order
 
@@ -78,7 +80,8 @@ async def receive_tokens(
                 frame = await _next_frame(stream)
                 match frame:
                     case TokensFrame():
-                        _check_place(frame, job, attempt)
+                        _check_place(frame, attempt)
+                        _check_content(frame, attempt)
                         attempt.ids.extend(frame.ids)
                         attempt.last_token_s = now()
                         if attempt.first_token_s is None:
@@ -86,8 +89,8 @@ async def receive_tokens(
                         if job.first_token_s is None:
                             job.first_token_s = attempt.last_token_s
                         advance.by_tokens(now())
-                        await on_delta(ChatDelta(frame.text, len(frame.ids)))
-                        if _is_dripping(attempt):
+                        await on_delta(_delta(frame, job))
+                        if _is_dripping(job, attempt):
                             ending.append(Ending(End.FAILED, "far slower than it had bid"))
                     case ProgressFrame():
                         attempt.prompt_tokens = attempt.prompt_tokens or frame.total
@@ -99,13 +102,13 @@ async def receive_tokens(
                         attempt.prompt_tokens = frame.prompt_tokens
                         if frame.reason == "cancelled" and not job.client_left.is_set():
                             raise RemoteProtocolError("seller says cancelled, and nobody has")
-                        if frame.completion_tokens != job.tokens:
+                        if frame.completion_tokens != (came := _place(attempt)):
                             raise RemoteProtocolError(
-                                f"seller counts {frame.completion_tokens} tokens, {job.tokens} came"
+                                f"seller counts {frame.completion_tokens} tokens, {came} came"
                             )
-                        if frame.text:
+                        ending.append(_finished(frame, job))
+                        if frame.text and not job.is_reading:
                             await on_delta(ChatDelta(frame.text, 0))
-                        ending.append(Ending(End.FINISHED, frame.reason, frame))
                     case FailedFrame():
                         end = End.PROMPT if frame.reason == "prompt" else End.FAILED
                         ending.append(Ending(end, frame.detail, is_lease_over=frame.reason == "lease"))
@@ -130,11 +133,23 @@ async def _next_frame(stream: Stream) -> TokensFrame | ProgressFrame | FinishedF
     return frame
 
 
-def _is_dripping(attempt: Attempt) -> bool:
-    """Whether a seller answers so much slower than it had bid that it must mean it: each drop would keep the job alive."""
+def _finished(frame: FinishedFrame, job: Job) -> Ending:
+    """A text may end where it likes; of a reading all words must have come."""
+    if job.is_reading and frame.reason != "cancelled" and job.tokens < job.tokens_max:
+        return Ending(End.FAILED, f"finished after {job.tokens} of {job.tokens_max} words")
+    return Ending(End.FINISHED, frame.reason, frame)
+
+
+def _is_dripping(job: Job, attempt: Attempt) -> bool:
+    """Whether a seller answers so much slower than it had bid that it must mean it: each drop would keep the job alive.
+
+    For words nobody bids a speed, so there is a least one.
+    """
     assert attempt.first_token_s is not None
     took_s = attempt.last_token_s - attempt.first_token_s
     least = attempt.promised_tokens_per_s * limits.PACE_SHARE_MIN
+    if job.is_reading:
+        least = job.dimensions / limits.INPUT_READ_S_MAX if job.dimensions else limits.GAPS_PER_S_MIN
     return took_s >= limits.PACE_JUDGED_S and len(attempt.ids) < least * took_s
 
 
@@ -157,8 +172,14 @@ class _Advance:
         return now - self._at <= limits.STANDSTILL_S
 
 
-def _check_place(frame: TokensFrame, job: Job, attempt: Attempt) -> None:
-    expected = job.tokens
+def _place(attempt: Attempt) -> int:
+    """Where the next token stands in the attempt's completion."""
+    assert attempt.work is not None
+    return len(attempt.work.received) + len(attempt.ids)
+
+
+def _check_place(frame: TokensFrame, attempt: Attempt) -> None:
+    expected = _place(attempt)
     if frame.first != expected or not frame.ids:
         raise RemoteProtocolError(f"token frame begins at {frame.first}, expected {expected}")
     assert attempt.work is not None
@@ -167,6 +188,31 @@ def _check_place(frame: TokensFrame, job: Job, attempt: Attempt) -> None:
         raise RemoteProtocolError(
             f"{expected + len(frame.ids)} tokens came, at most {attempt.work.completion_tokens_max} were asked for"
         )
+
+
+def _check_content(frame: TokensFrame, attempt: Attempt) -> None:
+    """Refuse what was not asked for: the client's program would take each of these for granted."""
+    assert attempt.work is not None
+    sampling, task = attempt.work.sampling, attempt.work.task
+    wanted = len(frame.ids) if sampling.logprobs else 0
+    if len(frame.logprobs) != wanted:
+        raise RemoteProtocolError(f"{len(frame.logprobs)} log-probabilities came, expected {wanted}")
+    top = max((len(each.top) for each in frame.logprobs), default=0)
+    if top > sampling.top_logprobs:
+        raise RemoteProtocolError(f"{top} likeliest tokens came, at most {sampling.top_logprobs} asked for")
+    if task in WORD_MAX:
+        if frame.text:
+            raise RemoteProtocolError(f"a text came with the words of a task {task!r}, expected none")
+        if max(frame.ids) > WORD_MAX[task]:
+            raise RemoteProtocolError(f"the word {max(frame.ids)} came, at most {WORD_MAX[task]} allowed")
+
+
+def _delta(frame: TokensFrame, job: Job) -> ChatDelta:
+    """What the client gets of a frame."""
+    if job.is_reading:
+        return ChatDelta("", 0, words=frame.ids)
+    logprobs = tuple(TokenLogprob(each.text, each.micronats, each.top) for each in frame.logprobs)
+    return ChatDelta(frame.text, len(frame.ids), logprobs)
 
 
 async def _cancel_when_client_leaves(stream: Stream, wire: Wire, job: Job, attempt: Attempt) -> None:

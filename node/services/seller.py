@@ -21,17 +21,25 @@ from marketplace.exposure import Exposure
 from marketplace.fence import Fence
 from marketplace.lease import Leases, may_work
 from marketplace.pricing import Prices
-from marketplace.prompt import Prompt
+from marketplace.prompt import Prompt, only_reads, work_fault
 from node.clock import Clock
 from node.journal import Journal
 from node.logbook import Logbook, NotConfirmed
 from node.services.offer import OwnOffer
 from node.services.settlement import Delivery, Settlement
+from node.services.token_frames import frames_of
 from node.store import StoreFailed
 from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed, encode, narrow
-from protocol.errors import AgoraError, MeshError, NotAuthorised, RemoteProtocolError, StreamBroken
+from protocol.errors import (
+    AgoraError,
+    MalformedMessage,
+    MeshError,
+    NotAuthorised,
+    RemoteProtocolError,
+    StreamBroken,
+)
 from protocol.identity import PeerId
 from protocol.mesh import Mesh, Stream
 from protocol.messages import (
@@ -46,12 +54,13 @@ from protocol.messages import (
     Privacy,
     ProgressFrame,
     Request,
+    Task,
     TokensFrame,
     Work,
 )
 from protocol.topics import JOB
 from runtime.engine import (
-    BadTemplate,
+    FAULTS_OF_CLIENT,
     ChatMessage,
     Digest,
     Engine,
@@ -60,14 +69,12 @@ from runtime.engine import (
     Finished,
     Generation,
     Progress,
-    PromptTooLong,
     Sampling,
     Tokens,
 )
 
 AWARD_TIMEOUT_S = 5.0  # from a bid to its award; a longer auction has forgotten us
 SETTLE_TIMEOUT_S = 10.0  # for the buyer to check, write and countersign
-ENGINE_FAULTS_OF_CLIENT = (PromptTooLong, BadTemplate)
 
 
 @dataclass
@@ -127,6 +134,11 @@ class Seller:
             found = self._logbook.ledger.award(work.message.award)
             if found is None or found.sender != stream.peer_id or found.message.seller != self._logbook.me:
                 raise NotAuthorised(f"peer {stream.peer_id} names an award that is not its own with us")
+            if only_reads(work.message.task):
+                raise RemoteProtocolError(
+                    f"a {work.message.task} of {stream.peer_id} under no award of its own"
+                )
+            self._check_work(work.message, work.message.task, found.message.model)
             if refusal := self._offer.closed_to_lease(stream.peer_id):
                 await stream.send(encode(FailedFrame(reason="lease", detail=refusal)))
                 return
@@ -159,6 +171,7 @@ class Seller:
                 award = await self._wire.receive(stream, Award)
                 self._check_award(award, request, bid)
                 work = await self._wire.receive(stream, Work)
+                self._check_work(work.message, request.message.task, award.message.model)
                 if refusal := self._second_thoughts(award, request):
                     await self._wire.send(stream, refusal)
                     self._journal.write("award_declined", job=job, buyer=buyer, reason=refusal.reason)
@@ -181,10 +194,18 @@ class Seller:
             and terms.completion_micro == bid.message.completion_micro
             # Nothing beyond the hold is ever charged: too small a one would buy the whole answer.
             and terms.hold_micro >= total_micro(wanted, bid.message)
-            and terms.lease_ms <= limits.LEASE_IDLE_S * 1000
+            # What reads costs nothing per token of an answer: a lease at that price would buy texts with it.
+            and terms.lease_ms <= (0 if only_reads(wanted.task) else limits.LEASE_IDLE_S * 1000)
         )
         if not agreed:
             raise RemoteProtocolError(f"award of {award.sender} is not what was asked and bid")
+
+    def _check_work(self, work: Work, task: Task, model: bytes) -> None:
+        card = self._engine.models.get(Digest(model))
+        if work.task != task:
+            raise RemoteProtocolError(f"work for the task {work.task!r}, and {task!r} was sold")
+        if fault := work_fault(work, card.dimensions if card else 0):
+            raise MalformedMessage(f"work: {fault}")
 
     def _second_thoughts(self, award: Sealed[Award], request: Sealed[Request]) -> Decline | None:
         """What has changed since the bid: it promised a price, not a slot, and a lease holds more than was asked.
@@ -342,17 +363,24 @@ class Seller:
             ),
             stop=work.stop,
             received=work.received,
+            task=work.task,
+            inputs=work.inputs,
+            claimed=work.claimed,
+            payer=stream.peer_id,
         )
         frames = self._engine.generate(generation)
         try:
             async for frame in frames:
                 match frame:
-                    case Tokens(ids, text):
+                    case Tokens():
                         first = len(work.received) + len(delivery.ids)
-                        await self._send(stream, run, TokensFrame(first=first, ids=ids, text=text))
-                        delivery.add(ids, self._clock.now())
-                        # noted as it goes out: many streams of one buyer must not pass the cap together
-                        self._exposure.owe(stream.peer_id, work.job_id, work.attempt, delivery.amount_micro)
+                        for sent in frames_of(first, frame, top_max=work.sampling.top_logprobs):
+                            await self._send(stream, run, sent)
+                            delivery.add(sent.ids, self._clock.now())
+                            # noted as it goes out: many streams of one buyer must not pass the cap together
+                            self._exposure.owe(
+                                stream.peer_id, work.job_id, work.attempt, delivery.amount_micro
+                            )
                     case Progress(phase, done, total):
                         delivery.prompt_tokens = total
                         await self._send(
@@ -372,7 +400,7 @@ class Seller:
             detail = str(error)[: limits.DETAIL_CHARS_MAX]
             if isinstance(error, EngineDied):
                 self._offer.forget_warm(terms.model)
-            is_clients = isinstance(error, ENGINE_FAULTS_OF_CLIENT)
+            is_clients = isinstance(error, FAULTS_OF_CLIENT)
             run.failure = FailedFrame(reason="prompt" if is_clients else "engine", detail=detail)
         finally:
             with trio.CancelScope(shield=True):

@@ -15,6 +15,7 @@ import trio
 
 from marketplace.batch import RoundWork, check_round_receipt, draft_round_receipt
 from marketplace.exposure import Exposure
+from marketplace.prompt import tokens_charged
 from marketplace.receipt import (
     Mismatch,
     accepted_ids,
@@ -79,7 +80,8 @@ class Delivery:
     @property
     def amount_micro(self) -> int:
         """What it comes to at the price that was bid."""
-        return amount_micro(self.award.message, self.prompt_tokens, len(self.ids))
+        prompt_tokens = tokens_charged(self.work, self.prompt_tokens, len(self.ids))
+        return amount_micro(self.award.message, prompt_tokens, len(self.ids))
 
 
 @dataclass

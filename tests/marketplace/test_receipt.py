@@ -189,7 +189,9 @@ def test_a_reading_is_paid_by_its_prompt_alone() -> None:
 
 
 @pytest.mark.parametrize(("words", "tokens", "amount"), [(0, 0, 0), (1, 3, 6), (4, 10, 20), (7, 18, 36)])
-def test_a_reading_that_broke_off_is_paid_in_the_share_that_came(words: int, tokens: int, amount: int) -> None:
+def test_a_reading_that_broke_off_is_paid_in_the_share_that_came(
+    words: int, tokens: int, amount: int
+) -> None:
     """In full, a seller would fail after the first word; not at all, a buyer would hang up before the last."""
     sold = award(completion_micro=0)
     message = draft_receipt_of(embedding(sold), sold, ids=range(words))
