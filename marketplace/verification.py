@@ -46,6 +46,11 @@ class Verdict:
         """Whether the model that was paid for may have said this."""
         return 100 * self.strays <= STRAYS_PERCENT_MAX * self.tokens
 
+    def to_text(self) -> str:
+        """What a user is told."""
+        worst = f"the worst {self.worst_milli / 1000:.2f} logits below the likeliest"
+        return f"{self.strays} of {self.tokens} tokens are not this model's, {worst}"
+
 
 def why_unverifiable(task: Task, terms: SamplingTerms) -> str:
     """Why a job's answer cannot be checked; empty: it can.
@@ -92,3 +97,8 @@ def judge(gaps_milli: Sequence[int], tolerance_milli: int) -> Verdict:
         strays=sum(gap > tolerance_milli for gap in gaps_milli),
         worst_milli=max(gaps_milli, default=0),
     )
+
+
+def default_tolerance(_model: bytes) -> int:
+    """Return how far honest engines are apart with a model that was not calibrated on this device, in thousandths."""
+    return TOLERANCE_MILLI_DEFAULT

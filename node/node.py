@@ -19,6 +19,7 @@ from marketplace.exposure import Exposure
 from marketplace.ledger import Ledger
 from marketplace.pricing import Prices
 from marketplace.reputation import Reputation
+from marketplace.verification import default_tolerance
 from node.adapter_maker import AdapterMaker, Compute, at_once
 from node.blobs import Blobs, NoBlobs
 from node.charters import CharterChange, Charters
@@ -49,10 +50,12 @@ from node.services.meeting import Meeting
 from node.services.offer import OwnOffer
 from node.services.purchasing import Purchasing
 from node.services.registrar import Registrar
+from node.services.second_opinion import SecondOpinion
 from node.services.seller import Seller
 from node.services.settlement import Settlement
 from node.services.steward import Steward
 from node.services.sync import Sync
+from node.services.verifier import Verifier
 from node.store import Record, Store
 from node.training import Training
 from node.views import (
@@ -98,6 +101,9 @@ class Ports:
     examiner: Examiner | None = None  # None: it neither votes nor serves adapters
     adapters: AdapterMaker | None = None  # None: it coordinates none
     compute: Compute = at_once
+    tolerance_milli: Callable[[bytes], int] = (
+        default_tolerance  # of a model: how far honest engines are apart
+    )
     blobs: Blobs = field(default_factory=NoBlobs)
     data: DataSets | None = None  # None: it keeps no private data
 
@@ -168,6 +174,19 @@ class Node:
             self.privacy_book = PrivacyBook(self.logbook, ports.data, journal)
             self._own_data = OwnData(ports.data, self.privacy_book, journal)
         self.reputation = Reputation()
+        self.verifier = Verifier(
+            me=identity.peer_id,
+            engine=ports.engine,
+            jobs=self.job_book,
+            reputation=self.reputation,
+            store=ports.store,
+            clock=clock,
+            journal=journal,
+            rng=rng,
+            tolerance_milli=ports.tolerance_milli,
+            ask_others=SecondOpinion(self.chat, journal),
+        )
+        self.verifier.load(records)
         exposure = Exposure(self.logbook.ledger.unsettled(identity.peer_id))
         self.settlement = Settlement(
             mesh=ports.mesh,
@@ -178,6 +197,7 @@ class Node:
             jobs=self.job_book,
             exposure=exposure,
             journal=journal,
+            on_signed=self.verifier.signed,
         )
         offer = OwnOffer(
             mesh=ports.mesh,
@@ -357,6 +377,7 @@ class Node:
                 self.sync,
                 self.settlement,
                 self.buyer,
+                self.verifier,
                 self.meeting,
                 self.advertiser,
                 self.steward,
