@@ -32,15 +32,15 @@ def texts_of(found: Any, param: str, *, most: int) -> tuple[str, ...]:
     texts = [found] if isinstance(found, str) else found
     if not isinstance(texts, list):
         raise bad_request(f"{param} is {_kind(found)}, expected {allowed}", param=param, code="invalid_type")
+    if any(isinstance(each, int | list) and not isinstance(each, bool) for each in texts):
+        raise bad_request(
+            f"{param} is a list of token ids, which differ from model to model; expected {allowed}",
+            param=param,
+            code="unsupported_content",
+        )
     if not 1 <= len(texts) <= most:
         raise bad_request(f"{param} has {len(texts)} texts, expected {allowed}", param=param)
     for index, text in enumerate(texts):
-        if isinstance(text, int | list):
-            raise bad_request(
-                f"{param} is a list of token ids, which differ from model to model; expected {allowed}",
-                param=param,
-                code="unsupported_content",
-            )
         where = param if isinstance(found, str) else f"{param}[{index}]"
         if not isinstance(text, str):
             raise bad_request(f"{where} is {_kind(text)}, expected a text", param=where, code="invalid_type")

@@ -62,11 +62,16 @@ class OneKey:
 
 
 class FakeNode:
-    """Plays `script` for each chat and remembers what it was asked."""
+    """Plays `script` for each job and remembers what it was asked.
 
-    def __init__(self, script: list[Step] | None = None) -> None:
+    A script of scripts is one for each job, in their order. Embeddings without a script of their own are zeros.
+    """
+
+    def __init__(self, script: list[Any] | None = None) -> None:
         self.journal = Journal()
-        self.script: list[Step] = list(HELLO) if script is None else script
+        self.script: list[Any] = list(HELLO) if script is None else script
+        self.context_tokens = 65_536
+        self.gate = trio.Event()
         self.requests: list[ChatRequest] = []
         self.is_chatting = trio.Event()
         self.chat_closed = trio.Event()
@@ -90,7 +95,7 @@ class FakeNode:
     def models(self) -> list[ModelView]:
         return [
             ModelView(
-                id="tiny", digest="cd" * 32, architecture="llama", quantisation="Q8_0", context_tokens=65_536, holders=[BOB],
+                id="tiny", digest="cd" * 32, architecture="llama", quantisation="Q8_0", context_tokens=self.context_tokens, holders=[BOB],
                 is_local=False, is_published=True,
             ),
             ModelView(
@@ -122,7 +127,7 @@ class FakeNode:
         self.requests.append(request)
         self.is_chatting.set()
         try:
-            for step in self.script:
+            for step in self._steps(request):
                 match step:
                     case Exception():
                         raise step
@@ -133,6 +138,15 @@ class FakeNode:
                         yield step
         finally:
             self.chat_closed.set()
+
+    def _steps(self, request: ChatRequest) -> list[Step]:
+        if request.task == "embedding" and self.script == HELLO:
+            words = (1_000_000,) * request.tokens_max
+            return [STARTED, ChatDelta("", len(words), words=words), FINISHED]
+        if self.script and isinstance(self.script[0], list):
+            steps: list[Step] = self.script[len(self.requests) - 1]
+            return steps
+        return self.script
 
     def runs(self) -> list[RunView]:
         return [self._run()]

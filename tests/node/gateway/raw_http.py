@@ -63,6 +63,12 @@ class RawClient:
         return int(head.split()[1]), json.loads(body) if body else None
 
 
+def events(text: str) -> list[Any]:
+    """Return the events of a stream; comments are passed over."""
+    data = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+    return [each if each == "[DONE]" else json.loads(each) for each in data]
+
+
 @asynccontextmanager
 async def connect(url: str) -> AsyncIterator[RawClient]:
     """Open a connection to the server of a URL."""

@@ -1,6 +1,5 @@
 """A chat over HTTP: what is asked of the node, what the client is told, and when it ends."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from node.gateway.bounds import Bounds
 from protocol.errors import LocalProtocolError
 from runtime.engine import ChatMessage, Sampling
 from tests.node.gateway.fake_node import ANN, BOB, FINISHED, HELLO, JOB_ID, STARTED, FakeNode
-from tests.node.gateway.raw_http import connect
+from tests.node.gateway.raw_http import connect, events
 
 CHAT = "/v1/chat/completions"
 USER = [{"role": "user", "content": "hi"}]
@@ -22,12 +21,6 @@ USER = [{"role": "user", "content": "hi"}]
 
 def body(**fields: Any) -> dict[str, Any]:
     return {"model": "tiny", "messages": USER} | fields
-
-
-def events(text: str) -> list[Any]:
-    """The events of a stream; comments are passed over."""
-    data = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
-    return [each if each == "[DONE]" else json.loads(each) for each in data]
 
 
 async def test_a_whole_answer_has_the_shape_that_openai_clients_read(client: httpx.AsyncClient) -> None:
