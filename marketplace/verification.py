@@ -49,7 +49,7 @@ class Verdict:
     def to_text(self) -> str:
         """What a user is told."""
         worst = f"the worst {self.worst_milli / 1000:.2f} logits below the likeliest"
-        return f"{self.strays} of {self.tokens} tokens are not this model's, {worst}"
+        return f"{self.strays} of {self.tokens} tokens stray, {worst}"
 
 
 def why_unverifiable(task: Task, terms: SamplingTerms) -> str:

@@ -154,3 +154,25 @@ def test_flooding_with_sellers_keeps_the_table_bounded() -> None:
         reputation.failed(PeerId(f"peer {number}"))
 
     assert len(reputation._records) == limits.SENDERS_MAX
+
+
+def test_a_caught_seller_is_barred_for_a_day_and_remembered_as_caught() -> None:
+    reputation = Reputation()
+
+    reputation.judged(ANN, is_passed=True, utc_ms=1_000)
+    caught = reputation.judged(ANN, is_passed=False, utc_ms=2_000)
+
+    assert (caught.judged, caught.caught, caught.caught_ms) == (2, 1, 2_000)
+    assert caught.is_barred(2_000 + 86_399_999)
+    assert not caught.is_barred(2_000 + 86_400_000)
+    assert reputation.of(ANN).caught == 1
+
+
+def test_what_an_earlier_run_found_out_is_taken_in_beside_what_is_known() -> None:
+    reputation = Reputation()
+    reputation.failed(ANN)
+
+    reputation.remember(ANN, judged=7, caught=1, caught_ms=5)
+
+    record = reputation.of(ANN)
+    assert (record.failed, record.judged, record.caught, record.caught_ms) == (1, 7, 1, 5)
