@@ -101,9 +101,7 @@ class Ports:
     examiner: Examiner | None = None  # None: it neither votes nor serves adapters
     adapters: AdapterMaker | None = None  # None: it coordinates none
     compute: Compute = at_once
-    tolerance_milli: Callable[[bytes], int] = (
-        default_tolerance  # of a model: how far honest engines are apart
-    )
+    tolerance_milli: Callable[[bytes], int] = default_tolerance  # see `Verifier`
     blobs: Blobs = field(default_factory=NoBlobs)
     data: DataSets | None = None  # None: it keeps no private data
 
@@ -338,6 +336,7 @@ class Node:
             directory=self.directory,
             meeting=self.meeting,
             names=self.names,
+            reputation=self.reputation,
             owner=self._owner,
             patch_warnings=self.steward.warnings,
         )

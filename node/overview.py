@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from marketplace.reputation import Reputation
 from node.clock import Clock
 from node.directory import Directory
 from node.logbook import Logbook
@@ -38,6 +39,7 @@ class Overview:
         directory: Directory,
         meeting: Meeting,
         names: ModelNames,
+        reputation: Reputation,
         owner: Callable[[], str],
         patch_warnings: Callable[[], list[str]],
     ) -> None:
@@ -52,6 +54,7 @@ class Overview:
         self._directory = directory
         self._meeting = meeting
         self._names = names
+        self._reputation = reputation
         self._owner = owner
         self._patch_warnings = patch_warnings
         self._started_s = clock.now()
@@ -147,6 +150,8 @@ class Overview:
             round_trip_ms=None if trip_s is None else trip_s * 1000,
             device=msgspec.to_builtins(advert.device) if advert else {},
             seen_s_ago=now - offer.heard_at if offer else None,
+            answers_checked=self._reputation.of(peer_id).judged,
+            answers_caught=self._reputation.of(peer_id).caught,
         )
 
     def _credit_line(self) -> int:

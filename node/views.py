@@ -46,6 +46,8 @@ class PeerView(View, frozen=True, kw_only=True):
     round_trip_ms: float | None
     device: dict[str, Any]
     seen_s_ago: float | None  # since the last advert
+    answers_checked: int = 0  # of those that this device bought from it
+    answers_caught: int = 0  # that were not by the model that was paid for
 
 
 class DataView(View, frozen=True, kw_only=True):

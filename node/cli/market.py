@@ -10,6 +10,7 @@ from node.cli.show import cell, clock, credit, milliseconds, out, pairs, print_j
 
 jobs_group = typer.Typer()
 
+VERIFICATION_STYLES = {"passed": "green", "caught": "bold red", "unverified": "yellow"}
 STATE_STYLES = {"settled": "green", "running": "cyan", "auction": "cyan", "failed": "red", "unsold": "red"}
 
 
@@ -108,6 +109,10 @@ def attempt_story(attempt: dict[str, Any]) -> list[Text]:
         reason = f": {attempt['reason']}" if attempt["reason"] else ""
         receipt = f" · receipt {attempt['receipt_id'][:16]}" if attempt["receipt_id"] else ""
         lines.append(cell(f"  {short(attempt['seller'])} {outcome}{reason}{receipt}"))
+    if attempt["verification"]:
+        style = VERIFICATION_STYLES.get(attempt["verification"], "")
+        detail = f": {attempt['verification_detail']}" if attempt["verification_detail"] else ""
+        lines.append(Text.assemble("  verification ", (attempt["verification"], style), cell(detail)))
     return lines
 
 

@@ -66,8 +66,8 @@ def peers(home: HomeOption = None, as_json: JsonOption = False) -> None:
         print_json(found)
         return
     shown = table(
-        "peer", "owner", "state", "models", "slots", "µ/token", "tok/s", "rtt", "seen",
-        right=("slots", "µ/token", "tok/s", "rtt"), fold=("owner", "models"),
+        "peer", "owner", "state", "models", "slots", "µ/token", "tok/s", "rtt", "checked", "seen",
+        right=("slots", "µ/token", "tok/s", "rtt", "checked"), fold=("owner", "models"),
     )  # fmt: skip
     for peer in found:
         round_trip_ms = peer["round_trip_ms"]
@@ -80,9 +80,17 @@ def peers(home: HomeOption = None, as_json: JsonOption = False) -> None:
             f"{peer['prompt_micro']}+{peer['completion_micro']}",
             f"{peer['tokens_per_s']:,.0f}" if peer["tokens_per_s"] else "–",
             "–" if round_trip_ms is None else f"{round_trip_ms:.1f} ms",
+            _checked(peer),
             ago(peer["seen_s_ago"]),
         )
     out.print(shown if found else "no peers yet; run 'agora invite' to admit one")
+
+
+def _checked(peer: dict[str, Any]) -> Text:
+    """How many of its answers were checked here, and how many were not by the model that was paid for."""
+    if peer["answers_caught"]:
+        return Text(f"{peer['answers_checked']}, {peer['answers_caught']} caught", "bold red")
+    return Text(str(peer["answers_checked"] or "–"))
 
 
 def _engine_line(engine: dict[str, Any]) -> str:
