@@ -1,11 +1,11 @@
 """`EchoEngine`: an engine without a model, for tests and the simulator. It says the user's words again and again.
 
-It is honest: it takes time (a virtual clock's too), has slots and a bounded queue, reads its prompt before it
-answers, and its tokens are reversible: id and word can be computed from each other, so a successor that is given the
-ids goes on exactly. It is not clever. With an adapter it puts the adapter's name before each round of the words.
+It is honest: it takes time (a virtual clock's too), has slots that slow each other as in a batch and a bounded queue,
+reads its prompt before it answers, and its tokens are reversible: id and word can be computed from each other, so a
+successor that is given the ids goes on exactly. It is not clever. With an adapter it puts the adapter's name before each
+round of the words.
 """
 
-from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -13,10 +13,11 @@ from pathlib import Path
 import trio
 
 from protocol.limits import PROGRESS_INTERVAL_S
+from runtime.echo_words import gap_words, vector_words
 from runtime.engine import (
+    BadRequest,
     ChatMessage,
     Digest,
-    EngineBusy,
     EngineError,
     EngineStatus,
     Finished,
@@ -24,17 +25,22 @@ from runtime.engine import (
     Frame,
     Generation,
     ModelCard,
+    ModelLoading,
     Phase,
     Progress,
     PromptTooLong,
+    TokenLogprob,
     Tokens,
     UnknownAdapter,
     UnknownModel,
 )
 from runtime.llama.tokens import CompletionText, State
+from runtime.slots import Slots
 
 ECHO_MODEL = Digest(bytes(31) + b"e")
 QUEUE_MAX = 8
+READINGS = frozenset({"embedding", "check"})  # answered by words
+LOAD_WAITED_FOR_S = 5.0  # by this device's own user
 # Of UTF-8 in a token: its id is those bytes read as a number, and characters are cut as in life.
 PIECE_BYTES = 3
 
@@ -44,12 +50,13 @@ class EchoEngine:
 
     Args:
         cards: the models that it says it has; all behave the same.
-        seconds_per_token: of a completion.
-        prompt_seconds_per_token: of prefill.
+        seconds_per_token: of a completion, by a stream that is alone.
+        prompt_seconds_per_token: of prefill, as well.
+        load_seconds: until a model is in memory; the first request for it begins to load it.
         slots: requests at a time.
         queue_max: requests that may wait.
         repetitions: of the user's words, after which it stops by itself; None goes on to `tokens_max`.
-        tokens_per_frame: how many it says at a time; a large world has no patience for one by one.
+        tokens_per_frame: how many it says at a time after the first; a large world has no patience for one by one.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class EchoEngine:
         *,
         seconds_per_token: float = 0.02,
         prompt_seconds_per_token: float = 0.001,
+        load_seconds: float = 0.0,
         slots: int = 1,
         queue_max: int = QUEUE_MAX,
         repetitions: int | None = 1,
@@ -66,13 +74,12 @@ class EchoEngine:
         self._cards = {card.digest: card for card in cards or (echo_card(),)}
         self._seconds_per_token = seconds_per_token
         self._prompt_seconds_per_token = prompt_seconds_per_token
-        self._slots = slots
-        self._queue_max = queue_max
+        self._load_seconds = load_seconds
+        self._loaded_at: dict[Digest, float] = {}  # models that are in memory, or will be then
+        self._slots = Slots(slots, queue_max)
         self._repetitions = repetitions
         self._tokens_per_frame = tokens_per_frame
         self._adapters: dict[Digest, Digest] = {}
-        self._running = 0
-        self._waiting: deque[trio.Event] = deque()
 
     @property
     def models(self) -> Mapping[Digest, ModelCard]:
@@ -95,15 +102,19 @@ class EchoEngine:
         self._adapters.pop(adapter, None)
 
     def status(self, model: Digest) -> EngineStatus:
-        """Return slots, queue, and the speeds it was made with."""
+        """Return slots, queue, and the speeds that one more stream would have."""
         self._card(model)
+        slots = self._slots
         return EngineStatus(
-            slots=self._slots,
-            slots_free=self._slots - self._running,
-            queued=len(self._waiting),
-            prompt_tokens_per_s=_rate(self._prompt_seconds_per_token),
-            tokens_per_s=_rate(self._seconds_per_token),
+            slots=slots.count,
+            slots_free=slots.free,
+            queued=slots.queued,
+            prompt_tokens_per_s=_rate(self._prompt_seconds_per_token) * slots.next_share,
+            tokens_per_s=_rate(self._seconds_per_token) * slots.next_share,
             sandbox="S1",
+            wait_s=slots.wait_s,
+            load_s=self._load_left_s(model),
+            queue_free=slots.queue_free,
         )
 
     async def count_tokens(self, model: Digest, messages: tuple[ChatMessage, ...]) -> int:
@@ -124,39 +135,55 @@ class EchoEngine:
             raise UnknownAdapter(
                 f"no adapter {request.adapter.hex()[:8]} for model {request.model.hex()[:8]}"
             )
-        prompt_tokens = await self.count_tokens(request.model, request.messages)
-        turn = self._take_turn()
+        prompt_tokens = await self._count_prompt(request, card)
+        self._begin_to_load(request)
+        is_reading = request.task in READINGS
+        pace_s = 0.0 if is_reading else self._seconds_per_token
+        room = request.tokens_max if is_reading else card.context_tokens - prompt_tokens
+        tokens_max = min(request.tokens_max, room)
+        completion = len(request.received)
+        prefill_s = prompt_tokens * self._prompt_seconds_per_token
+        turn = self._slots.take(prefill_s + (tokens_max - completion) * pace_s)
         try:
-            while not turn.is_set():
+            while not turn.is_ours.is_set():
                 with trio.move_on_after(PROGRESS_INTERVAL_S):
-                    await turn.wait()
+                    await turn.is_ours.wait()
                     continue
                 yield Progress(Phase.QUEUED)
 
+            while (left_s := self._load_left_s(request.model)) > 0:
+                yield Progress(Phase.LOADING, round(100 * (1 - left_s / self._load_seconds)), 100)
+                await trio.sleep(min(left_s, PROGRESS_INTERVAL_S))
+
             started = trio.current_time()
-            for done, wait_s in self._prefill_steps(prompt_tokens):
+            whole_s = turn.left_s
+            for wait_s in self._slots.pieces(turn, prefill_s):
+                done = int(prompt_tokens * (whole_s - turn.left_s) / prefill_s) if prefill_s else 0
                 yield Progress(Phase.PREFILL, done, prompt_tokens)
                 await trio.sleep(wait_s)
             prefilled = trio.current_time()
 
             text = CompletionText(request.stop)
-            for id_ in request.received:
+            for id_ in () if is_reading else request.received:
                 text.feed(token_bytes(id_))
-            tokens_max = min(request.tokens_max, card.context_tokens - prompt_tokens)
-            completion = len(request.received)
-            rest = self._answer(request, skip=completion)
+            rest = self._words(request, card) if is_reading else self._answer(request, skip=completion)
+            at_once = 1  # whoever waits for a first word waits for no second one
             while text.state is State.OPEN and completion < tokens_max:
-                ids = tuple(islice(rest, min(self._tokens_per_frame, tokens_max - completion)))
+                ids = tuple(islice(rest, min(at_once, tokens_max - completion)))
                 if not ids:
                     break
-                for wait_s in _intervals(self._seconds_per_token * len(ids)):
+                at_once = 1 if request.sampling.logprobs else self._tokens_per_frame
+                for wait_s in self._slots.pieces(turn, pace_s * len(ids)):
                     await trio.sleep(wait_s)
                     if wait_s == PROGRESS_INTERVAL_S:
                         yield Progress(Phase.DECODE, completion, tokens_max)
                 await self.before_tokens(completion - len(request.received))
                 completion += len(ids)
-                yield Tokens(ids, text.feed(b"".join(map(token_bytes, ids))))
-            is_cut = text.state is State.OPEN and completion >= tokens_max
+                if is_reading:
+                    yield Tokens(ids, "")
+                else:
+                    yield Tokens(ids, text.feed(b"".join(map(token_bytes, ids))), _logprobs(request, ids))
+            is_cut = text.state is State.OPEN and completion >= tokens_max and not is_reading
             yield Finished(
                 reason=FinishReason.LENGTH if is_cut else FinishReason.STOP,
                 text=text.finish(),
@@ -166,45 +193,60 @@ class EchoEngine:
                 decode_s=trio.current_time() - prefilled,
             )
         finally:
-            self._end_turn(turn)
+            self._slots.end(turn)
 
     async def before_tokens(self, said: int) -> None:
         """Be overridden by an engine that something befalls, once it has said so many tokens of a generation."""
 
-    def _take_turn(self) -> trio.Event:
-        """Return an event that is set when the slot is ours."""
-        turn = trio.Event()
-        if self._running < self._slots:
-            self._running += 1
-            turn.set()
-        elif len(self._waiting) < self._queue_max:
-            self._waiting.append(turn)
-        else:
-            raise EngineBusy(
-                f"{len(self._waiting)} requests wait already, expected fewer than {self._queue_max}"
+    def _load_left_s(self, model: Digest) -> float:
+        if not self._load_seconds:
+            return 0.0
+        now = trio.current_time()
+        return max(0.0, self._loaded_at.get(model, now + self._load_seconds) - now)
+
+    def _begin_to_load(self, request: Generation) -> None:
+        """Load a model that is not in memory, beside whatever runs; this device's own user need not wait for a long one."""
+        left_s = self._load_left_s(request.model)
+        if left_s > 0:
+            self._loaded_at.setdefault(request.model, trio.current_time() + self._load_seconds)
+        if left_s > LOAD_WAITED_FOR_S and not request.payer:
+            raise ModelLoading(
+                f"model {request.model.hex()[:8]} is being loaded, ready in about {left_s:.0f} s",
+                done=1 - left_s / self._load_seconds,
+                retry_after_s=left_s,
             )
-        return turn
 
-    def _end_turn(self, turn: trio.Event) -> None:
-        """The first in the queue inherits the slot; without one it is free."""
-        if turn in self._waiting:
-            self._waiting.remove(turn)
-        elif self._waiting:
-            self._waiting.popleft().set()
+    async def _count_prompt(self, request: Generation, card: ModelCard) -> int:
+        """Return the tokens that are read.
+
+        Raises:
+            BadRequest: the model cannot do the task.
+        """
+        if (request.task == "embedding") != (card.dimensions > 0):
+            found = f"embeds in {card.dimensions} dimensions" if card.dimensions else "writes"
+            raise BadRequest(f"the task is {request.task!r}, and the model {found}")
+        if not request.inputs:
+            return await self.count_tokens(request.model, request.messages) + len(request.claimed)
+        await trio.lowlevel.checkpoint()
+        counts = [sum(1 for _ in _pieces(text)) for text in request.inputs]
+        if max(counts) >= card.context_tokens:
+            raise PromptTooLong(
+                f"a prompt of {max(counts)} tokens, expected fewer than {card.context_tokens}"
+            )
+        return sum(counts) + len(request.claimed)
+
+    def _words(self, request: Generation, card: ModelCard) -> Iterator[int]:
+        """Yield the words of a task that only reads, without those received before."""
+        if request.task == "embedding":
+            words = [word for text in request.inputs for word in vector_words(text, card.dimensions)]
         else:
-            self._running -= 1
-
-    def _prefill_steps(self, prompt_tokens: int) -> Iterator[tuple[int, float]]:
-        """Yield how many prompt tokens are read, and how long the next ones take."""
-        total_s = prompt_tokens * self._prompt_seconds_per_token
-        passed_s = 0.0
-        for wait_s in _intervals(total_s):
-            yield (int(prompt_tokens * passed_s / total_s) if total_s else 0), wait_s
-            passed_s += wait_s
+            words = [*gap_words(request.claimed, self._answer(request, skip=0))]
+        return iter(words[len(request.received) :])
 
     def _answer(self, request: Generation, skip: int) -> Iterator[int]:
         words = next(
-            (message.content for message in reversed(request.messages) if message.role == "user"), ""
+            (message.content for message in reversed(request.messages) if message.role == "user"),
+            "".join(request.inputs),
         )
         if request.adapter is not None:
             words = f"{request.adapter.hex()[:8]}: {words}"
@@ -220,7 +262,9 @@ class EchoEngine:
         return self._cards[model]
 
 
-def echo_card(digest: Digest = ECHO_MODEL, name: str = "echo", context_tokens: int = 4_096) -> ModelCard:
+def echo_card(
+    digest: Digest = ECHO_MODEL, name: str = "echo", context_tokens: int = 4_096, dimensions: int = 0
+) -> ModelCard:
     """A card for a model that only `EchoEngine` runs."""
     return ModelCard(
         digest=digest,
@@ -231,6 +275,7 @@ def echo_card(digest: Digest = ECHO_MODEL, name: str = "echo", context_tokens: i
         size_bytes=0,
         context_tokens=context_tokens,
         trained_context_tokens=context_tokens,
+        dimensions=dimensions,
     )
 
 
@@ -246,17 +291,17 @@ def token_bytes(token: int) -> bytes:
     return data[1:]
 
 
+def _logprobs(request: Generation, ids: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
+    """It never hesitates: each token was certain, and the likeliest one at its place."""
+    if not request.sampling.logprobs:
+        return ()
+    top = 1 if request.sampling.top_logprobs else 0
+    return tuple(TokenLogprob(token_bytes(id_), 0, ((token_bytes(id_), 0),) * top) for id_ in ids)
+
+
 def _pieces(text: str) -> Iterator[bytes]:
     data = text.encode()
     return (data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES))
-
-
-def _intervals(seconds: float) -> Iterator[float]:
-    """Cut a time into pieces after which something can be said; at least one, be it of no length."""
-    while seconds > PROGRESS_INTERVAL_S:
-        yield PROGRESS_INTERVAL_S
-        seconds -= PROGRESS_INTERVAL_S
-    yield seconds
 
 
 def _rate(seconds: float) -> float:

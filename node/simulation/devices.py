@@ -25,8 +25,8 @@ class Profile:
 
     Attributes:
         battery_percent: -1 for a device without a battery, or one that never leaves the mains.
-        tokens_per_s: decode speed of one stream while every slot is taken, since simulated slots do not slow each other.
-        prompt_tokens_per_s: prefill speed, of one stream as well.
+        tokens_per_s: decode speed of one stream that is alone; beside others it falls as `runtime/shared_speed.py` says.
+        prompt_tokens_per_s: prefill speed, as well.
         holds_model: the share of such devices that hold the model, 0 to 1; the others only buy.
         latency_s: least and greatest one-way delay between the device and the internet's core; a path has two of them.
         up_bytes_per_s: what its link carries away from it.
@@ -76,9 +76,9 @@ PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
             memory_free_mib=40 * MIB_PER_GIB,  # it has other services as well
             battery_percent=-1,
             is_charging=False,
-            tokens_per_s=24.0,  # 4 cores for each slot, at 6.0
-            prompt_tokens_per_s=120.0,  # five times decode
-            slots=4,  # as many as keep a stream faster than a person reads, 5 to 8 tokens/s, with a margin
+            tokens_per_s=42.0,  # 24 of each of four streams: 4 cores for each, at 6.0
+            prompt_tokens_per_s=210.0,  # five times decode
+            slots=4,  # the configured default; eight streams together would hardly be faster
             holds_model=1.0,  # it is there to serve
             latency_s=(0.001, 0.005),  # fibre or a data centre
             up_bytes_per_s=500 * MBIT_PER_S,  # fibre is close to symmetric
@@ -97,7 +97,7 @@ PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
             is_charging=False,
             tokens_per_s=18.0,  # 4 fast cores at 6.0, less a quarter for heat and what else runs
             prompt_tokens_per_s=90.0,  # five times decode
-            slots=1,  # the configured default
+            slots=4,  # the configured default
             holds_model=0.6,  # guess: most who installed the daemon added a model, many only want to ask
             latency_s=(0.005, 0.020),  # cable or DSL, and Wi-Fi before it
             up_bytes_per_s=20 * MBIT_PER_S,  # cable and DSL carry a fifth of the download upwards
@@ -116,7 +116,7 @@ PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
             is_charging=False,
             tokens_per_s=6.0,  # 5 to 10 are usual without tuned kernels; warm and saving power, the lower end
             prompt_tokens_per_s=30.0,  # five times decode
-            slots=1,  # the configured default
+            slots=2,  # with a third stream, each would be slower than a person reads
             holds_model=0.15,  # guess: 700 MB of storage and a warm pocket are a lot to give
             latency_s=(0.015, 0.060),  # LTE: 30 to 120 ms for a round trip to the core
             up_bytes_per_s=10 * MBIT_PER_S,
@@ -136,7 +136,7 @@ PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
             is_charging=True,
             tokens_per_s=9.0,  # no saving of power; heat still limits it
             prompt_tokens_per_s=45.0,  # five times decode
-            slots=1,
+            slots=2,  # as in the pocket: the owner's setting does not change with the charger
             holds_model=0.4,  # guess: who lets a phone serve does it here
             latency_s=(0.005, 0.025),  # the laptop's line; Wi-Fi saves power between packets
             up_bytes_per_s=20 * MBIT_PER_S,  # the laptop's line

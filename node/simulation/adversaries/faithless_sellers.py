@@ -40,6 +40,7 @@ class BoastfulEngine(SimulatedEngine):
             slots=SLOTS_SAID,
             slots_free=SLOTS_SAID,
             queued=0,
+            wait_s=0.0,
             tokens_per_s=TOKENS_PER_S_SAID,
             prompt_tokens_per_s=TOKENS_PER_S_SAID,
         )
