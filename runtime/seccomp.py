@@ -111,8 +111,22 @@ def program(machine: str) -> bytes | None:
 def restrict() -> bool:
     """Apply the filter to this thread and all that it makes; False where it cannot be. Needs `no_new_privs`."""
     code = program(platform.machine())
-    if code is None:
+    return code is not None and _apply(code)
+
+
+def refuse_amx() -> bool:
+    """Refuse the permission for AMX and nothing else: for a llama.cpp that is to compute as the engine's child does."""
+    if platform.machine() != "x86_64":
         return False
+    code = [
+        _step(_LOAD, _NUMBER), _step(_EQUAL, _ARCH_PRCTL, 0, 3),
+        _step(_LOAD, _ARGUMENT[0]), _step(_EQUAL, _ARCH_REQ_XCOMP_PERM, 0, 1),
+        _step(_RETURN, _ERRNO | errno.EPERM), _step(_RETURN, _ALLOW),
+    ]  # fmt: skip
+    return _apply(b"".join(code))
+
+
+def _apply(code: bytes) -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     filter_program = _Program(len(code) // 8, code)
     return bool(libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(filter_program), 0, 0) == 0)

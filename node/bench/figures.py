@@ -12,7 +12,7 @@ from typing import Final
 
 import psutil
 
-from node.bench import gossip, random_gguf, simulation
+from node.bench import engine, engine_mesh, gossip, random_gguf, simulation
 from node.bench.figure import Figure, at_least, at_most
 from node.bench.mesh import MODEL, THREADS, Exchange, Mesh, bare_llama, bidders, helper
 from node.bench.sizes import Sizes
@@ -542,4 +542,6 @@ CHAPTERS: Final[dict[str, Callable[[Bench], Iterator[Figure]]]] = {
     "round": empty_round,
     "cohorts": cohorts,
     "patch": patch,
+    "engine": engine.chapter,
+    "engine-mesh": engine_mesh.chapter,
 }

@@ -133,8 +133,12 @@ class Mesh:
                 piece_s.append(delta.at_s - asked_s)
                 pieces.append(delta.text)
                 on_piece(number)
-        job = until("the job is settled", lambda: self._settled(answer.job_id))
-        return Exchange("".join(pieces), tuple(piece_s), job)
+        return Exchange("".join(pieces), tuple(piece_s), self.settled(answer.job_id))
+
+    def settled(self, job_id: str) -> dict[str, Any]:
+        """Return a job's story when it is settled."""
+        job: dict[str, Any] = until("the job is settled", lambda: self._settled(job_id))
+        return job
 
     def wait_for_bids(self) -> None:
         """Wait until every seller bids again, which also clears it of having been silent."""

@@ -31,6 +31,13 @@ class Sizes:
     world_scale_s: float  # virtual
     overhead_rounds: tuple[tuple[int, int], ...]  # members, and rounds of stock Flower
     cohorts: int  # of five devices: the honest one, then each with another attacker
+    engine_rounds: int
+    engine_streams: tuple[int, ...]  # at once
+    engine_tokens: int  # of each answer
+    long_rounds: int
+    long_prompt_tokens: int
+    long_head_start_s: float  # of the long prompt before the short ones
+    history_tokens: int  # of a session's first turn
 
 
 FULL = Sizes(
@@ -56,6 +63,13 @@ FULL = Sizes(
     world_scale_s=600.0,
     overhead_rounds=((2, 8), (8, 4)),
     cohorts=5,
+    engine_rounds=3,
+    engine_streams=(1, 4, 8, 16),
+    engine_tokens=32,
+    long_rounds=2,
+    long_prompt_tokens=2_000,
+    long_head_start_s=0.5,
+    history_tokens=1_000,
 )
 QUICK = Sizes(
     shape=random_gguf.SLOW,
@@ -80,4 +94,11 @@ QUICK = Sizes(
     world_scale_s=300.0,
     overhead_rounds=((2, 2),),
     cohorts=0,
+    engine_rounds=1,
+    engine_streams=(1, 4),
+    engine_tokens=16,
+    long_rounds=1,
+    long_prompt_tokens=1_000,
+    long_head_start_s=0.05,
+    history_tokens=500,
 )
