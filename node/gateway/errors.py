@@ -5,19 +5,32 @@ expected; a mesh that cannot answer now is a 503 with its reasons; a 500 is a bu
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from node.chat import BadPrompt, ChatError, StillLoading, UnknownModelName, Unsold
 from protocol.errors import AgoraError, LocalProtocolError, MeshError
-from runtime.engine import BadRequest, BadTemplate, EngineError, PromptTooLong
+from runtime.engine import FAULTS_OF_CLIENT, EngineError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 RETRY_AFTER_S = 1  # of what was refused only because too much is going on
-# where an engine's refusal begins with one of its own fields: what the client calls that field
-_FIELDS = {"schema": "response_format", "grammar": "grammar", "logit_bias": "logit_bias", "stop": "stop"}
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What a client calls the parts of its request that only an engine can find fault with.
+
+    Attributes:
+        prompt: the field that is read.
+        constraint: the one that says what the answer must be; empty: it is free.
+    """
+
+    prompt: str = "messages"
+    constraint: str = ""
 
 
 class HttpError(Exception):
@@ -54,6 +67,9 @@ class HttpError(Exception):
         return msgspec.json.encode({"error": error | self.extra})
 
 
+_CHAT = Fields()
+
+
 def bad_request(message: str, *, param: str | None = None, code: str = "invalid_value") -> HttpError:
     """Return the 400 for a request that is wrong in itself."""
     return HttpError(400, message, param=param, code=code)
@@ -70,12 +86,12 @@ def internal_error() -> HttpError:
     return HttpError(500, "internal error; 'agora logs' shows what happened", code="internal_error")
 
 
-def told(error: Exception, prompt_field: str = "messages") -> HttpError:
+def told(error: Exception, fields: Fields = _CHAT) -> HttpError:
     """Return what an error that was raised on purpose is for the client.
 
     Args:
         error: as it was raised.
-        prompt_field: to name when the prompt is at fault.
+        fields: which of the request's to name when it is at fault.
 
     Raises:
         Exception: the error itself, since it is a bug.
@@ -86,8 +102,10 @@ def told(error: Exception, prompt_field: str = "messages") -> HttpError:
         case UnknownModelName():
             extra = {"models": list(error.known)}
             return HttpError(404, str(error), code="model_not_found", param="model", extra=extra)
-        case BadPrompt() | BadRequest() | PromptTooLong() | BadTemplate():
-            return _blamed(str(error), prompt_field)
+        case BadPrompt():
+            return _blamed(str(error), fields)
+        case EngineError() if isinstance(error, FAULTS_OF_CLIENT):
+            return _blamed(str(error), fields)
         case Unsold():
             return _unsold(error)
         case StillLoading():
@@ -108,11 +126,13 @@ def told(error: Exception, prompt_field: str = "messages") -> HttpError:
             raise error
 
 
-def _blamed(message: str, prompt_field: str) -> HttpError:
-    """Return the 400 for what an engine or a seller refused; its first word may say which field is meant."""
-    field = _FIELDS.get(message.partition(" ")[0].rstrip(":"), prompt_field)
-    code = "invalid_prompt" if field == prompt_field else "invalid_value"
-    return bad_request(message, param=field, code=code)
+def _blamed(message: str, fields: Fields) -> HttpError:
+    """Return the 400 for what an engine refused; its words say which field, in its own terms."""
+    if fields.constraint and re.search(r"\b(schema|grammar)\b", message):
+        return bad_request(message, param=fields.constraint)
+    if message.startswith("logit_bias"):
+        return bad_request(message, param="logit_bias")
+    return bad_request(message, param=fields.prompt, code="invalid_prompt")
 
 
 def _unsold(error: Unsold) -> HttpError:

@@ -1,19 +1,30 @@
 """The stock `openai` client against the gateway over a real socket: what people have already works."""
 
+import json
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import openai
 import pytest
 import trio
+from pydantic import BaseModel
 
 from node.chat import BadPrompt, ChatDelta, ChatError, DeclineView, Unsold
 from node.gateway.app import gateway_app
 from node.gateway.server import serve_tcp
-from tests.node.gateway.fake_node import BOB, HELLO, JOB_ID, KEY, STARTED, FakeNode, OneKey
+from runtime.engine import TokenLogprob
+from tests.node.gateway.fake_node import BOB, FINISHED, HELLO, JOB_ID, KEY, STARTED, FakeNode, OneKey
 
 USER = [{"role": "user", "content": "hi"}]
+
+
+class Child(BaseModel):
+    """What a program of a user expects an answer to be."""
+
+    name: str
+    age: int
 
 
 class Server:
@@ -92,6 +103,89 @@ def test_a_stream_with_its_usage(client: openai.OpenAI) -> None:
             usages += [chunk.usage.total_tokens] if chunk.usage else []
 
     assert (texts, reasons, usages) == (["", "Hel", "lo ", "“you”", ""], ["stop"], [10])
+
+
+def test_how_likely_each_token_was(server: Server, client: openai.OpenAI) -> None:
+    hello = TokenLogprob(b"Hello", 105_361, ((b"Hello", 105_361), (b"Hi", 2_302_585)))
+    server.node.script = [STARTED, ChatDelta("Hello", 1, (hello,)), FINISHED]
+
+    whole = client.chat.completions.create(model="tiny", messages=USER, logprobs=True, top_logprobs=2)
+    with client.chat.completions.create(
+        model="tiny", messages=USER, logprobs=True, top_logprobs=2, stream=True
+    ) as stream:
+        streamed = [token for chunk in stream for token in _tokens(chunk.choices[0].logprobs)]
+    text = client.completions.create(model="tiny", prompt="Hi.", logprobs=2)
+
+    (token,) = _tokens(whole.choices[0].logprobs)
+    assert (token.token, token.logprob, token.bytes) == ("Hello", -0.105361, list(b"Hello"))
+    assert [(each.token, each.logprob) for each in token.top_logprobs] == [
+        ("Hello", -0.105361),
+        ("Hi", -2.302585),
+    ]
+    assert streamed == [token]
+    told = text.choices[0].logprobs
+    assert told is not None
+    assert (told.tokens, told.token_logprobs, told.text_offset) == (["Hello"], [-0.105361], [0])
+    assert told.top_logprobs == [{"Hello": -0.105361, "Hi": -2.302585}]
+
+
+def _tokens(logprobs: Any) -> list[Any]:
+    return [] if logprobs is None else logprobs.content
+
+
+def test_an_answer_by_the_schema_of_a_type(server: Server, client: openai.OpenAI) -> None:
+    """The client makes the schema out of the type, and the type out of the answer."""
+    server.node.script = [STARTED, ChatDelta('{"name": "Ida", "age": 7}', 9), FINISHED]
+
+    answer = client.chat.completions.parse(model="tiny", messages=USER, response_format=Child)
+
+    assert answer.choices[0].message.parsed == Child(name="Ida", age=7)
+    schema = json.loads(server.node.requests[0].sampling.schema)
+    assert (schema["type"], list(schema["properties"])) == ("object", ["name", "age"])
+
+
+def test_a_raw_text_is_gone_on_from(server: Server, client: openai.OpenAI) -> None:
+    whole = client.completions.create(model="tiny", prompt="Once upon", max_tokens=5, stop=["."])
+    with client.completions.create(model="tiny", prompt=["Once upon"], stream=True) as stream:
+        texts = [chunk.choices[0].text for chunk in stream]
+
+    assert (whole.choices[0].text, whole.choices[0].finish_reason) == ("Hello “you”", "stop")
+    assert whole.usage is not None
+    assert whole.usage.total_tokens == 10
+    assert texts == ["Hel", "lo ", "“you”", ""]
+    assert [asked.inputs for asked in server.node.requests] == [("Once upon",)] * 2
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64", None])
+def test_texts_are_embedded(server: Server, client: openai.OpenAI, encoding: Any) -> None:
+    """Left to itself the client asks for base64 and unpacks it."""
+    words = (1_600_000, 200_000, 1_000_000, 500_000, 1_000_000, 1_000_000)
+    server.node.script = [STARTED, ChatDelta("", 6, words=words), FINISHED]
+    asked = {} if encoding is None else {"encoding_format": encoding}
+
+    answer = client.embeddings.create(model="mini", input=["a", "b"], **asked)
+
+    assert [each.index for each in answer.data] == [0, 1]
+    assert answer.usage.prompt_tokens == 7
+    if encoding != "base64":
+        found = [x for each in answer.data for x in each.embedding]
+        assert found == pytest.approx([0.6, -0.8, 0.0, -0.5, 0.0, 0.0], abs=1e-7)
+
+
+def test_what_a_model_cannot_do_is_a_bad_request(client: openai.OpenAI) -> None:
+    for ask, param in (
+        (lambda: client.embeddings.create(model="tiny", input="a"), "model"),
+        (lambda: client.embeddings.create(model="mini", input="a", dimensions=2), "dimensions"),
+        (lambda: client.embeddings.create(model="mini", input=[[1, 2]]), "input"),
+        (lambda: client.chat.completions.create(model="mini", messages=USER), "model"),
+        (lambda: client.completions.create(model="tiny", prompt=[1, 2]), "prompt"),
+        (lambda: client.completions.create(model="tiny", prompt="a", echo=True), "echo"),
+        (lambda: client.completions.create(model="tiny", prompt="a", max_tokens=99_999), "max_tokens"),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask()
+
+        assert caught.value.param == param
 
 
 def test_the_clients_own_headers_reach_the_node(server: Server, client: openai.OpenAI) -> None:

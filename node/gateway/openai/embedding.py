@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from node.chat import ChatDelta, ChatFinished, ChatRequest, ChatStarted
 from node.gateway import bounds
-from node.gateway.errors import told
+from node.gateway.errors import Fields, told
 from node.gateway.guards import Send
 from node.gateway.live import Live, Places
 from node.gateway.openai.embedding_answer import vectors_of, whole
@@ -89,7 +89,7 @@ class Embedding:
                         case ChatFinished():
                             finished = event
         except Exception as error:
-            raise told(error, "input") from error
+            raise told(error, Fields("input")) from error
         if started is None or finished is None:
             raise LocalProtocolError("the node left a job without its start or its end")
         return started, finished

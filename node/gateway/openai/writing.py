@@ -119,7 +119,7 @@ class Writing:
                             case ChatFinished():
                                 finished = event
             except Exception as error:
-                raise told(error, asked.call.prompt_field) from error
+                raise told(error, asked.call.fields) from error
         if started is None or finished is None:
             raise LocalProtocolError("the node left a chat without its start or its end")
         self._remember(asked, "".join(each.text for each in deltas))
@@ -133,7 +133,7 @@ class Writing:
                 await writer.run(partial(self._write_chunks, asked, writer))
         except Exception as error:
             if not writer.is_started:
-                raise told(error, asked.call.prompt_field) from error
+                raise told(error, asked.call.fields) from error
             await writer.end(b"data: " + self._told(error, asked).to_json() + b"\n\n")
 
     async def _write_chunks(self, asked: _Asked, writer: Writer) -> None:
@@ -165,7 +165,7 @@ class Writing:
 
     def _told(self, error: Exception, asked: _Asked) -> HttpError:
         try:
-            return told(error, asked.call.prompt_field)
+            return told(error, asked.call.fields)
         except Exception as bug:  # noqa: BLE001  # the stream has begun: the guard can answer nothing any more
             record_bug(self._node.journal, asked.path, bug)
             return internal_error()

@@ -15,7 +15,7 @@ import msgspec
 
 from node.chat import ChatRequest
 from node.gateway import bounds
-from node.gateway.errors import bad_request
+from node.gateway.errors import Fields, bad_request
 from node.gateway.openai.constraint import ResponseFormat, constraint
 from protocol import limits
 from runtime.engine import Sampling
@@ -58,14 +58,14 @@ class Call:
 
     Attributes:
         cap_field: the field by which the client bounds the answer; empty: it leaves that to us.
-        prompt_field: the field to name when the prompt is at fault.
+        fields: to name when an engine finds fault with one.
     """
 
     request: ChatRequest
     is_stream: bool
     wants_usage: bool
     cap_field: str
-    prompt_field: str
+    fields: Fields
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ def sampling_of(body: WritingBody, rng: random.Random, *, logprobs: bool, top_lo
 def call_of(body: WritingBody, request: ChatRequest, *, cap_field: str, prompt_field: str) -> Call:
     """Return the call that a body and the request made of it come to."""
     wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-    return Call(request, bool(body.stream), wants_usage, cap_field, prompt_field)
+    constraint_field = "grammar" if body.grammar else "response_format" if body.response_format else ""
+    fields = Fields(prompt_field, constraint_field)
+    return Call(request, bool(body.stream), wants_usage, cap_field, fields)
 
 
 def number(body: msgspec.Struct, name: str) -> float:

@@ -156,24 +156,27 @@ async def test_a_schema_nested_without_end_crashes_nothing(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("told", "param"),
+    ("fields", "told", "param"),
     [
-        ("grammar does not compile: expected '::=' at line 1", "grammar"),
-        ("schema is nested 70 deep, expected 32 at most", "response_format"),
-        ("logit_bias names token 99999, expected ids below 512", "logit_bias"),
+        ({"grammar": "root"}, "grammar at line 1: expected '::=' after 'root'", "grammar"),
+        ({"response_format": BY_SCHEMA}, "schema at #/properties nests deeper than 32", "response_format"),
+        ({"response_format": BY_SCHEMA}, "the grammar or schema takes over 30000 steps", "response_format"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias names token 99999, expected 0 to 511", "logit_bias"),
     ],
 )
 async def test_a_constraint_that_the_engine_refuses_is_named_by_the_clients_own_field(
-    client: httpx.AsyncClient, node: FakeNode, path: str, stream: bool, told: str, param: str
+    client: httpx.AsyncClient,
+    node: FakeNode,
+    path: str,
+    stream: bool,
+    fields: dict[str, Any],
+    told: str,
+    param: str,
 ) -> None:
     node.script = [STARTED, BadPrompt(told)]
 
-    response = await ask(client, path, grammar="root", stream=stream)
+    response = await ask(client, path, **fields, stream=stream)
 
     error = response.json()["error"]
-    assert (response.status_code, error["param"], error["code"], error["message"]) == (
-        400,
-        param,
-        "invalid_value",
-        told,
-    )
+    assert response.status_code == 400
+    assert (error["param"], error["code"], error["message"]) == (param, "invalid_value", told)
