@@ -179,10 +179,7 @@ class EchoEngine:
                         yield Progress(Phase.DECODE, completion, tokens_max)
                 await self.before_tokens(completion - len(request.received))
                 completion += len(ids)
-                if is_reading:
-                    yield Tokens(ids, "")
-                else:
-                    yield Tokens(ids, text.feed(b"".join(map(token_bytes, ids))), _logprobs(request, ids))
+                yield Tokens(ids, "") if is_reading else _said(request, text, ids)
             is_cut = text.state is State.OPEN and completion >= tokens_max and not is_reading
             yield Finished(
                 reason=FinishReason.LENGTH if is_cut else FinishReason.STOP,
@@ -291,12 +288,12 @@ def token_bytes(token: int) -> bytes:
     return data[1:]
 
 
-def _logprobs(request: Generation, ids: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
+def _said(request: Generation, text: CompletionText, ids: tuple[int, ...]) -> Tokens:
     """It never hesitates: each token was certain, and the likeliest one at its place."""
-    if not request.sampling.logprobs:
-        return ()
+    pieces = [token_bytes(id_) for id_ in ids]
     top = 1 if request.sampling.top_logprobs else 0
-    return tuple(TokenLogprob(token_bytes(id_), 0, ((token_bytes(id_), 0),) * top) for id_ in ids)
+    logprobs = tuple(TokenLogprob(piece, 0, ((piece, 0),) * top) for piece in pieces)
+    return Tokens(ids, text.feed(b"".join(pieces)), logprobs if request.sampling.logprobs else ())
 
 
 def _pieces(text: str) -> Iterator[bytes]:
