@@ -36,6 +36,7 @@ from node.keys import load_device_key
 from node.node import Node, Ports
 from node.port import check_free, listen_address
 from node.store import SqliteStore
+from node.tolerances import Tolerances
 from protocol.errors import AgoraError
 from protocol.identity import Identity
 from runtime.capacity import measure
@@ -170,6 +171,7 @@ async def _open(
         examiner=examiner,
         adapters=GgufAdapters(models),
         compute=trio.to_thread.run_sync,
+        tolerance_milli=Tolerances(home.tolerances).milli,
     )
     node = Node(ports, identity, config, await store.load())
     host.allow_relaying(node.logbook.assembly.is_member)

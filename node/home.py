@@ -111,6 +111,11 @@ class Home:
         return self.path / "data"
 
     @property
+    def tolerances(self) -> Path:
+        """What `agora calibrate` measured: how far honest engines are apart."""
+        return self.path / "tolerances.json"
+
+    @property
     def unfinished(self) -> Path:
         """There while `init` or `join` makes this home, and after one that broke off; see `new_home.py`."""
         return self.path / "unfinished"

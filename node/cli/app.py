@@ -9,6 +9,7 @@ import typer
 
 from node.cli import (
     assembly,
+    calibrating,
     care,
     charter,
     chat,
@@ -87,6 +88,7 @@ _verb("revoke", joining.revoke, MEMBERS)
 _verb("leave", joining.leave, MEMBERS)
 _verb("logs", care.logs, CARE)
 _verb("doctor", care.doctor, CARE)
+_verb("calibrate", calibrating.calibrate, CARE)
 _verb("backup", care.backup, CARE)
 _verb("restore", care.restore, CARE)
 _verb("demo", showcase.demo, TRY_OUT)
