@@ -13,7 +13,7 @@ from marketplace.reputation import Record
 from protocol import limits
 from protocol.identity import PeerId
 
-WARM_FACTOR = 3.0  # a session's cache spares most of the prefill
+WARM_FACTOR = 3.0  # a warm system prompt spares most of the prefill
 BAIT_SHARE = 0.5  # of the usual price; honest prices of one model differ less
 AFAR_FACTOR = 0.5  # not connected: a dial comes before the question, and it may be gone
 NEWCOMER_SCORE = Record().score
@@ -27,7 +27,7 @@ class Candidate:
     Attributes:
         total_micro: what the request comes to at its advertised prices.
         is_connected: a connection to it stands, so it is there.
-        is_warm: it served this session last.
+        is_warm: it says that a cache of its begins with this chat's system prompt.
         score: `Record.score`.
     """
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from protocol import limits
-from protocol.messages import Turn
+from protocol.messages import Advert, Turn
 
 DOMAIN = b"agora/prefix/1\0"
 LENGTH_BYTES = 4  # before each content, so that no two lists of turns read alike
@@ -38,3 +38,11 @@ def prefix_digest(model: bytes, adapter: bytes, turns: Sequence[Turn]) -> bytes:
         content = turn.content.encode()
         hashed.update(len(content).to_bytes(LENGTH_BYTES, "big") + content)
     return hashed.digest()[: limits.PREFIX_BYTES]
+
+
+def warm_prefixes(advert: Advert) -> frozenset[bytes]:
+    """Return the digests that an advert lists; what is left of a last one that is too short counts for nothing."""
+    whole = len(advert.warm) // limits.PREFIX_BYTES * limits.PREFIX_BYTES
+    return frozenset(
+        advert.warm[start : start + limits.PREFIX_BYTES] for start in range(0, whole, limits.PREFIX_BYTES)
+    )

@@ -52,6 +52,7 @@ class Attempt:
     work: Work | None = None
     is_lease: bool = False
     promised_tokens_per_s: float = 0.0  # by its bid, under a lease by its advert; 0: nothing was
+    promised_ttft_ms: int = 0  # by its bid; 0: nothing was
     ids: list[int] = field(default_factory=list)  # accepted in this attempt, in order
     began_s: float = 0.0  # monotonic: the seller was given the work
     first_token_s: float | None = None
@@ -63,6 +64,20 @@ class Attempt:
     amount_micro: int = 0
     verification: VerificationState = ""
     verification_detail: str = ""
+
+    @property
+    def ttft_s(self) -> float | None:
+        """From the work's going out to its first token; a successor is not to blame for what its predecessor took."""
+        return None if self.first_token_s is None else self.first_token_s - self.began_s
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Of what came after the first token; None: too little to tell, or words, which come all at once."""
+        if self.first_token_s is None or len(self.ids) < 2 or self.last_token_s <= self.first_token_s:
+            return None
+        if self.work is not None and only_reads(self.work.task):
+            return None
+        return (len(self.ids) - 1) / (self.last_token_s - self.first_token_s)
 
 
 @dataclass
@@ -240,6 +255,8 @@ class JobBook:
             attempts=[attempt_view(attempt) for attempt in job.attempts],
             receipts=[attempt.receipt_id for attempt in job.attempts if attempt.receipt_id],
             verification=_worst(attempt.verification for attempt in job.attempts),
+            promised_ttft_ms=last.promised_ttft_ms,
+            promised_tokens_per_s=last.promised_tokens_per_s,
         )
 
 
@@ -282,6 +299,10 @@ def attempt_view(attempt: Attempt) -> AttemptView:
         auction_ms=attempt.auction_s * 1000,
         verification=attempt.verification,
         verification_detail=attempt.verification_detail,
+        promised_ttft_ms=attempt.promised_ttft_ms,
+        promised_tokens_per_s=attempt.promised_tokens_per_s,
+        ttft_ms=None if attempt.ttft_s is None else attempt.ttft_s * 1000,
+        tokens_per_s=attempt.tokens_per_s,
     )
 
 

@@ -181,6 +181,10 @@ class AttemptView(View, frozen=True, kw_only=True):
     auction_ms: float
     verification: VerificationState = ""
     verification_detail: str = ""
+    promised_ttft_ms: int = 0  # by the seller's bid; 0: nothing was
+    promised_tokens_per_s: float = 0.0  # by its bid, under a lease by its advert; 0: nothing was
+    ttft_ms: float | None = None  # delivered, from the award on
+    tokens_per_s: float | None = None  # delivered, after the first token
 
 
 class JobView(View, frozen=True, kw_only=True):
@@ -206,6 +210,8 @@ class JobView(View, frozen=True, kw_only=True):
     attempts: list[AttemptView]
     receipts: list[str]
     verification: VerificationState = ""  # the worst of its attempts
+    promised_ttft_ms: int = 0  # as its last attempt's seller did
+    promised_tokens_per_s: float = 0.0
 
 
 class ReceiptView(View, frozen=True, kw_only=True):

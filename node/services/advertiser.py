@@ -75,12 +75,14 @@ class Advertiser:
         return self._own
 
     def _sealed(self, advert: Advert) -> Sealed[Advert]:
-        """Seal an advert; what does not fit into 2 KiB is left out: addresses (hellos carry them), then models."""
+        """Seal an advert; what does not fit into 2 KiB is left out: what is warm, addresses (hellos carry them), models."""
         try:
             return self._wire.seal(advert, ttl_ms=int(limits.ADVERT_TTL_S * 1000))
         except LocalProtocolError:
             if not advert.addresses and not advert.models:
                 raise  # it is not its length
+            if advert.warm:
+                return self._sealed(msgspec.structs.replace(advert, warm=b""))
             shorter = {"addresses": ()} if advert.addresses else {"models": advert.models[:-1]}
             return self._sealed(msgspec.structs.replace(advert, **shorter))
 
@@ -168,7 +170,10 @@ class Advertiser:
 
 
 def _differs(offer: Advert, told: Advert | None) -> bool:
-    """Whether a buyer would choose differently: models, slots, prices and power count, a percent of load does not."""
+    """Whether a buyer would choose differently: models, slots, prices and power count, a percent of load does not.
+
+    Nor does what is warm: a system prompt was read for a job, whose slot has changed the advert by itself.
+    """
     return told is None or _essence(offer) != _essence(told)
 
 
@@ -177,4 +182,4 @@ def _essence(offer: Advert) -> Advert:
     models = tuple(
         msgspec.structs.replace(model, tokens_per_ks=0, prompt_tokens_per_ks=0) for model in offer.models
     )
-    return msgspec.structs.replace(offer, device=device, models=models, heads=())
+    return msgspec.structs.replace(offer, device=device, models=models, heads=(), warm=b"")

@@ -12,6 +12,7 @@ import trio
 
 from marketplace.budget import Budget, budget_left_micro, check_budget
 from marketplace.choosing import Candidate, best, without_bait
+from marketplace.prefix import warm_prefixes
 from marketplace.pricing import Prices
 from marketplace.reputation import Reputation
 from node.clock import Clock
@@ -80,6 +81,7 @@ class Eligibility:
         dimensions: int = 0,
         not_by: frozenset[PeerId] = frozenset(),
         is_by_lot: bool = False,
+        prefix: bytes = b"",
     ) -> tuple[PeerId, ...]:
         """The best K sellers of a model that may be asked.
 
@@ -95,6 +97,7 @@ class Eligibility:
             dimensions: of the vectors that are wanted: who says that the model has others is left out.
             not_by: whom to leave out together with all devices of their owners.
             is_by_lot: one alone, whoever it is: the best could be chosen by whoever sets its price.
+            prefix: digest of the chat's system prompt; whose caches begin with it is asked before equals.
         """
         candidates, ready = [], set()
         connected, left_out = self._mesh.connected, failed | asked
@@ -118,7 +121,7 @@ class Eligibility:
                         total,
                         advert.slots_free,
                         is_connected=seller in connected,
-                        is_warm=False,
+                        is_warm=bool(prefix) and prefix in warm_prefixes(advert),
                         score=score,
                     )
                 )
@@ -155,6 +158,7 @@ class Eligibility:
         dimensions: int = 0,
         not_by: frozenset[PeerId] = frozenset(),
         is_by_lot: bool = False,
+        prefix: bytes = b"",
     ) -> tuple[PeerId, ...]:
         """The same, after asking around when fewer are known than could be asked."""
         find = partial(
@@ -168,6 +172,7 @@ class Eligibility:
             dimensions=dimensions,
             not_by=not_by,
             is_by_lot=is_by_lot,
+            prefix=prefix,
         )
         sellers = find()
         if len(sellers) < limits.SELLERS_ASKED_MAX:

@@ -14,6 +14,7 @@ import trio
 from marketplace.auction import NoSale
 from marketplace.budget import Budget
 from marketplace.lease import Leases, Session
+from marketplace.prefix import prefix_digest
 from marketplace.pricing import Prices, lease_hold_micro, reserve_micro
 from marketplace.prompt import only_reads
 from marketplace.punctuality import Punctuality
@@ -21,7 +22,7 @@ from marketplace.reputation import Reputation
 from node.chat import BadPrompt, DeclineView, Unsold
 from node.clock import Clock
 from node.directory import Directory
-from node.jobs import CLAIM_WINDOW_S, Answer, Attempt, Job
+from node.jobs import CLAIM_WINDOW_S, Answer, Attempt, Job, prompt_of
 from node.journal import Journal
 from node.logbook import Logbook
 from node.services.advertiser import Advertiser
@@ -49,6 +50,10 @@ from protocol.topics import JOB
 ACCEPT_TIMEOUT_S = 2.0
 AUCTIONS_MAX = 3  # for one attempt: of those an advert names, any may be gone by now
 ENVELOPE_BYTES = 512  # what is around a message: signature, mesh, sender, time
+
+
+class AwardDeclined(StreamBroken):
+    """The winner has changed its mind, and said so: its last slot went to somebody else meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,9 @@ class Purchasing:
             if isinstance(error, RemoteProtocolError):
                 self._mesh.charge(sale.seller, error.offence)
             attempt.outcome, attempt.reason = "failed", f"award not accepted: {str(error) or 'silent'}"
-            self.failed(job, attempt, is_sellers_fault=True)
+            if isinstance(error, AwardDeclined):
+                self._reputation.declined(sale.seller)
+            self.failed(job, attempt, is_sellers_fault=not isinstance(error, AwardDeclined))
             return None
         except BaseException:
             sale.stream.abort()
@@ -146,6 +153,7 @@ class Purchasing:
             Unsold, BadPrompt: nobody will.
         """
         asked: frozenset[PeerId] = frozenset()
+        prefix = prefix_digest(job.digest, job.adapter, prompt_of(job.request).turns)
         for _ in range(AUCTIONS_MAX):
             sellers = await self._eligibility.find_sellers(
                 job.digest,
@@ -157,6 +165,7 @@ class Purchasing:
                 dimensions=job.dimensions,
                 not_by=job.request.not_by,
                 is_by_lot=job.request.task == "check",
+                prefix=prefix,
             )
             if not sellers:
                 break
@@ -169,6 +178,7 @@ class Purchasing:
                 job.request.privacy,
                 None if job.is_reading else job.request.session,
                 job.request.task,
+                prefix,
             )
             sale = await self._hold_auction(request, sellers, attempt)
             if isinstance(sale, Sale):
@@ -238,7 +248,7 @@ class Purchasing:
         held = self._hold(job, attempt, hold)
         attempt.seller = sale.seller
         bid = sale.bid.message
-        attempt.promised_tokens_per_s = bid.tokens_per_ks / 1000
+        attempt.promised_ttft_ms, attempt.promised_tokens_per_s = bid.ttft_ms, bid.tokens_per_ks / 1000
         try:
             award = await self._logbook.write(
                 Award,
@@ -275,6 +285,7 @@ class Purchasing:
         """Send the award and the work, and wait for the accept.
 
         Raises:
+            AwardDeclined: the winner says why it cannot take it any more.
             MeshError, trio.TooSlowError: the winner did not take it.
             RemoteProtocolError: its answer is none to this award.
         """
@@ -284,7 +295,7 @@ class Purchasing:
             await self._wire.send(sale.stream, attempt.work)
             answer = await self._wire.receive(sale.stream, Accept, Decline)
         if isinstance(answer.message, Decline):
-            raise StreamBroken(f"declined the award ({answer.message.reason}): {answer.message.detail}")
+            raise AwardDeclined(f"declined the award ({answer.message.reason}): {answer.message.detail}")
         accept = narrow(answer, Accept)
         if accept is None or accept.message.award != award.id:
             raise RemoteProtocolError(f"seller {sale.seller} accepts another award")
@@ -330,19 +341,14 @@ class Purchasing:
     # --- how it went --------------------------------------------------------------------------------------------
     def settled(self, job: Job, attempt: Attempt, seller: PeerId) -> None:
         """A job was paid: its hold is free, and what was delivered stands against what was promised."""
-        bid = next(
-            (answer.bid for answer in attempt.answers if answer.peer_id == seller and answer.bid), None
-        )
-        # This attempt's own times: a successor is not to blame for what its predecessor took.
-        first_s = attempt.first_token_s if attempt.first_token_s is not None else attempt.began_s
-        stream_s = attempt.last_token_s - first_s
-        is_rate_known = bid is not None and len(attempt.ids) > 1 and stream_s > 0
+        # By its bid alone: an advert's speed, as under a lease, is that of a minute ago.
+        rate, ttft_s = None if attempt.is_lease else attempt.tokens_per_s, attempt.ttft_s
         self._reputation.settled(
             seller,
-            promised_ttft_ms=bid.ttft_ms if bid else 0,
-            ttft_ms=round((first_s - attempt.began_s) * 1000),
-            promised_tokens_per_ks=bid.tokens_per_ks if bid and is_rate_known else 0,
-            tokens_per_ks=round(1000 * (len(attempt.ids) - 1) / stream_s) if is_rate_known else 0,
+            promised_ttft_ms=0 if ttft_s is None else attempt.promised_ttft_ms,
+            ttft_ms=0 if ttft_s is None else round(1000 * ttft_s),
+            promised_tokens_per_ks=0 if rate is None else round(1000 * attempt.promised_tokens_per_s),
+            tokens_per_ks=0 if rate is None else round(1000 * rate),
         )
         self._end_job(job, attempt)
 
@@ -430,6 +436,7 @@ class Purchasing:
         privacy: Privacy,
         session: bytes | None,
         task: Task = "chat",
+        prefix: bytes = b"",
     ) -> Request:
         prompt_tokens, completion_tokens = tokens
         return Request(
@@ -449,6 +456,7 @@ class Purchasing:
             session=session or NO_HASH,
             head=self._logbook.head(self._logbook.me, "bilateral"),
             task=task,
+            prefix=prefix,
         )
 
 
