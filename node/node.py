@@ -22,6 +22,7 @@ from marketplace.reputation import Reputation
 from marketplace.verification import default_tolerance
 from node.adapter_maker import AdapterMaker, Compute, at_once
 from node.blobs import Blobs, NoBlobs
+from node.charter_recovery import CharterRecovery
 from node.charters import CharterChange, Charters
 from node.chat import ChatEvent, ChatRequest
 from node.clock import Clock, MembersTime
@@ -199,6 +200,7 @@ class Node:
         )
         offer = OwnOffer(
             mesh=ports.mesh,
+            clock=clock,
             logbook=self.logbook,
             engine=ports.engine,
             store=ports.store,
@@ -359,6 +361,7 @@ class Node:
             rng=rng,
         )
         self._charters = Charters(self.logbook, self.sync, journal)
+        self._charter_recovery = CharterRecovery(self.logbook, self.sync, journal)
         self._human_words = HumanWords(self.logbook, self.sync, journal, self._members_time.utc_ms)
 
     @property
@@ -398,6 +401,10 @@ class Node:
         """Return the model that a client's name stands for; see `ModelNames.view`."""
         return self.names.view(name, task)
 
+    async def prompt_tokens(self, request: ChatRequest) -> int | None:
+        """Return how many tokens a prompt has, if this device can tell; see `ModelNames.prompt_tokens`."""
+        return await self.names.prompt_tokens(request)
+
     async def quotes(self, model: str, prompt_tokens: int, completion_tokens: int) -> AttemptView:
         """Ask the sellers what such a request would cost, and award nothing."""
         return attempt_view(await self.buyer.quotes(model, prompt_tokens, completion_tokens))
@@ -435,6 +442,15 @@ class Node:
     async def sign_charter(self, prefix: str) -> dict[str, Any]:
         """Agree to a proposed charter with this device; see `Charters.sign`."""
         return await self._charters.sign(prefix)
+
+    def place_recovery(self, author: str, change: CharterChange) -> dict[str, Any]:
+        """The next charter for a recovery key to sign; see `CharterRecovery.place`."""
+        return self._charter_recovery.place(PeerId(author), change)
+
+    async def recover_charter(self, raw: bytes) -> dict[str, Any]:
+        """Take in a charter that a recovery key has signed, and agree to it if this device is to vote."""
+        charter = await self._charter_recovery.take(raw)
+        return await self._charters.agree(charter)
 
     async def revoke(self, peer_id: str, reason: str) -> dict[str, Any]:
         """Bar a device from the mesh; see `Membership.revoke`."""

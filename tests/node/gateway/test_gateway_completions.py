@@ -7,7 +7,7 @@ import pytest
 
 from node.chat import BadPrompt, ChatDelta, StillLoading
 from node.gateway.bounds import Bounds
-from runtime.engine import Sampling
+from runtime.engine import PromptTooLong, Sampling
 from tests.node.gateway.fake_node import FINISHED, HELLO, JOB_ID, STARTED, FakeNode
 from tests.node.gateway.raw_http import connect, events
 
@@ -168,10 +168,35 @@ async def test_more_tokens_than_the_context_has_are_refused(
     error = refused.json()["error"]
     assert (refused.status_code, error["param"], error["code"]) == (400, field, "context_length_exceeded")
     assert (
-        error["message"] == f"{field} is 512, expected 511 at most: model 'tiny' has a context of 512 tokens"
+        error["message"]
+        == f"{field} is 512, expected 511 at most: the context of model 'tiny' has 512 tokens"
     )
     assert [each.status_code for each in answered] == [200, 200]
     assert len(node.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("counted", "param", "message"),
+    [
+        (400, "max_tokens", "max_tokens is 200, expected 112 at most: the context of model 'tiny' has 512 tokens and the prompt 400"),
+        (512, "messages", "messages has 512 tokens, expected fewer than the 512 of model 'tiny'"),
+        (PromptTooLong("a prompt of 900 tokens, expected fewer than 512"), "messages", "a prompt of 900 tokens, expected fewer than 512"),
+    ],
+)  # fmt: skip
+async def test_more_tokens_than_the_prompt_leaves_are_refused_where_it_can_be_counted(
+    client: httpx.AsyncClient, node: FakeNode, counted: int | Exception, param: str, message: str
+) -> None:
+    node.context_tokens, node.counted = 512, counted
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "a " * 300}]}
+
+    refused = await client.post("/v1/chat/completions", json=asked | {"max_tokens": 200})
+    node.counted = 312
+    answered = await client.post("/v1/chat/completions", json=asked | {"max_tokens": 200})
+
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"], error["message"]) == (400, param, message)
+    assert answered.status_code == 200
+    assert len(node.requests) == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
