@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from runtime.llama.prefix_cache import PrefixCache, Sequence, common_length
+from runtime.llama.prefix_cache import IDLE_ROWS_MAX, PrefixCache, Sequence, common_length
 
 CHUNK = 4
 SEQUENCES, SLOTS = 5, 3
@@ -189,6 +189,20 @@ def test_what_was_used_least_recently_makes_room() -> None:
 
     assert serve(memory, cache, [1] * 8)[1] == 4
     assert serve(memory, cache, [2] * 8)[1] == 0
+
+
+def test_what_nobody_comes_back_to_is_forgotten_once_it_has_cost_what_it_could_save() -> None:
+    """Each row that is computed steps over the idle cells."""
+    memory = Cells()
+    cache = cache_of(memory)
+    waiting, _ = serve(memory, cache, [1] * 8)
+
+    cache.make_room(IDLE_ROWS_MAX)
+    kept = list(waiting.cached)
+    cache.make_room(1)
+
+    assert kept == [1] * 8
+    assert memory.of(waiting.number) == []
 
 
 def test_running_sequences_are_never_forgotten_for_room() -> None:
