@@ -10,7 +10,8 @@ It closes when every seller that is waited for has answered, else at its window:
                                   └─────── all answered, or 1 s is over ─▶ CLOSED  NoSale
 
 A seller answers once. What comes late, for another request, through another peer or a second time changes nothing. A
-bid over the reserve is an answer that cannot win: its seller is not waited for any longer.
+bid over the reserve, or for the words of a task that only reads, is an answer that cannot win: its seller is not waited
+for any longer.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from enum import Enum
 from typing import Literal
 
 from marketplace.pricing import Prices
+from marketplace.prompt import only_reads
 from protocol import limits
 from protocol.envelope import Sealed
 from protocol.identity import PeerId
@@ -191,11 +193,8 @@ class Auction:
             said = answer.said.message if isinstance(answer.said, Sealed) else answer.said
             assert not isinstance(said, Bid)
             return Declined(answer.peer, said.reason, said.detail)
-        total = total_micro(self.request.message, bid.message)
-        most = self.request.message.total_micro_max
-        return (
-            Declined(answer.peer, "price", f"bid {total}, at most {most} allowed") if total > most else None
-        )
+        detail = _too_dear(self.request.message, bid.message)
+        return Declined(answer.peer, "price", detail) if detail else None
 
 
 def winner(request: Sealed[Request], bids: Iterable[Sealed[Bid]]) -> Sealed[Bid] | None:
@@ -214,16 +213,23 @@ def winner(request: Sealed[Request], bids: Iterable[Sealed[Bid]]) -> Sealed[Bid]
             bid,
         )
         for bid in bids
-        if bid.message.request == request.id
+        if bid.message.request == request.id and not _too_dear(request.message, bid.message)
     ]
-    allowed = [line for line in ranked if line[0] <= request.message.total_micro_max]
-    return min(allowed, key=lambda line: line[:3])[3] if allowed else None
+    return min(ranked, key=lambda line: line[:3])[3] if ranked else None
 
 
 def total_micro(request: Request, bid: Bid) -> int:
     """Return what the request's prompt and its whole cap come to at this bid."""
     prices = Prices(bid.prompt_micro, bid.completion_micro)
     return prices.total_micro(request.prompt_tokens, request.completion_tokens_max)
+
+
+def _too_dear(request: Request, bid: Bid) -> str:
+    """What a bid asks for, and what is allowed; empty: it may win."""
+    if only_reads(request.task) and bid.completion_micro:
+        return f"bid {bid.completion_micro} per word of the task {request.task!r}, 0 allowed"
+    total, most = total_micro(request, bid), request.total_micro_max
+    return f"bid {total}, at most {most} allowed" if total > most else ""
 
 
 def lot(request_id: bytes, peer: PeerId) -> bytes:

@@ -6,6 +6,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from marketplace.auction import (
     Absent,
@@ -20,7 +21,7 @@ from marketplace.auction import (
     winner,
 )
 from protocol.identity import PeerId
-from tests.marketplace.parties import ANN, BOB, BUYER, CAT, bid, decline, request
+from tests.marketplace.parties import ANN, BOB, BUYER, CAT, bid, decline, request, sealed
 
 ALL = (ANN, BOB, CAT)
 
@@ -213,6 +214,22 @@ def test_a_tie_goes_to_the_soonest_first_token_and_silence_about_it_comes_last()
     assert winner(request(), [silent, cold, warm]) == warm
     assert winner(request(), [silent, cold]) == cold
     assert winner(request(), [silent, bid(ANN, 21, ttft_ms=1)]) == silent
+
+
+def test_a_bid_that_asks_for_the_words_of_a_reading_cannot_win() -> None:
+    """What a reading answers is known before, and paid with its prompt: such a bid is as one over the reserve."""
+    wanted = request(task="embedding")
+    greedy, honest = (
+        bid(ANN, 1, wanted),
+        sealed(BOB, replace(bid(BOB, 2, wanted).message, completion_micro=0)),
+    )
+
+    assert winner(wanted, [greedy, honest]) == honest
+    assert winner(wanted, [greedy]) is None
+    sale = Auction(wanted, asked=(ANN,), awaited=frozenset({ANN}), window_s=0.2, now=100.0)
+    assert sale.handle_message(ANN, greedy, 100.01) == [
+        NoSale((Declined(ANN, "price", "bid 1 per word of the task 'embedding', 0 allowed"),), silent=())
+    ]
 
 
 def test_there_is_no_winner_without_a_bid() -> None:

@@ -86,10 +86,18 @@ class Puppet:
         """Answer a protocol the test's way; may be called while it runs."""
         self.mesh._handlers[protocol.name] = (protocol, handler)
 
-    def offer(self, *, completion_micro: int = 1, prompt_micro: int = 1) -> None:
-        """Advertise the echo model, from the next hello on."""
+    def offer(
+        self,
+        *,
+        completion_micro: int = 1,
+        prompt_micro: int = 1,
+        digest: bytes = ECHO_MODEL,
+        dimensions: int = 0,
+    ) -> None:
+        """Advertise the echo model, or another one, from the next hello on."""
         model = ModelOffer(
-            digest=ECHO_MODEL,
+            digest=digest,
+            dimensions=dimensions,
             architecture="echo",
             quantisation="none",
             context_tokens=4_096,
