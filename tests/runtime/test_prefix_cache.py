@@ -197,7 +197,8 @@ def test_what_nobody_comes_back_to_is_forgotten_once_it_has_cost_what_it_could_s
     cache = cache_of(memory)
     waiting, _ = serve(memory, cache, [1] * 8)
 
-    cache.make_room(IDLE_ROWS_MAX)
+    for _ in range(IDLE_ROWS_MAX // CHUNK):
+        cache.make_room(CHUNK)
     kept = list(waiting.cached)
     cache.make_room(1)
 
