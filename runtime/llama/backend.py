@@ -24,7 +24,6 @@ from runtime.engine import (
     AdapterSetAside,
     ChatMessage,
     Digest,
-    EngineBusy,
     EngineDied,
     EngineError,
     EngineStatus,
@@ -32,6 +31,7 @@ from runtime.engine import (
     Frame,
     Generation,
     ModelCard,
+    ModelLoading,
     UnknownAdapter,
 )
 from runtime.llama import wire
@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # trio-typing's stubs, which libp2p brings, hide trio's own t
 
 QUEUE_MAX = 8  # more would wait longer than a buyer does: another seller is the better answer
 MEMORY_SHARE = 0.8  # of the machine, at most, for the child
+LOADING_S_MAX = 5.0  # longer than this no user is kept waiting for a model without a word
 
 
 class LlamaEngine:
@@ -61,8 +62,8 @@ class LlamaEngine:
         context_tokens: of each request, at most; the model's own bound holds too.
         threads: for compute; by default the cores but one, since a step takes twenty times as long when another
             process takes a core from under it.
-        models_loaded_max: models in memory at a time; the one used least recently goes first.
-        memory_bytes_max: for the child; by default a share of the machine.
+        memory_bytes_max: for the child; by default a share of the machine. Models stay in memory until another one
+            needs the room; the one used least recently goes first.
     """
 
     def __init__(
@@ -74,7 +75,6 @@ class LlamaEngine:
         queue_max: int = QUEUE_MAX,
         context_tokens: int = 4_096,
         threads: int | None = None,
-        models_loaded_max: int = 1,
         memory_bytes_max: int | None = None,
     ) -> None:
         self._store = store
@@ -82,15 +82,15 @@ class LlamaEngine:
         if self._adapters_directory:  # a child can be let into what is there when it starts
             self._adapters_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._slots = slots
-        self._queue_max = queue_max
         self._context_tokens = context_tokens
         self._memory_bytes_max = memory_bytes_max or int(psutil.virtual_memory().total * MEMORY_SHARE)
         self._scheduler = Scheduler(
             store,
             slots=slots,
+            queue_max=queue_max,
             context_tokens=context_tokens,
             threads=threads or max(1, (os.cpu_count() or 2) - 1),
-            models_loaded_max=models_loaded_max,
+            memory_bytes_max=self._memory_bytes_max,
         )
         self._is_running = False
         self.sandbox = "S1"  # until a child has said more
@@ -156,23 +156,31 @@ class LlamaEngine:
 
     def status(self, model: Digest) -> EngineStatus:
         """Return what a bid for this model may promise now."""
-        self._scheduler.check_model(model)
-        record = self._scheduler.record(model)
+        scheduler = self._scheduler
+        scheduler.check_model(model)
+        record = scheduler.record(model)
+        # Whoever waits would run if they could: they stand for slots that are as good as taken.
+        accepted = len(scheduler.running) + len(scheduler.waiting)
+        queued = max(0, accepted - self._slots)
+        streams = min(self._slots, len(scheduler.running) + 1)
         return EngineStatus(
             slots=self._slots,
-            slots_free=self._slots - len(self._scheduler.running),
-            queued=len(self._scheduler.waiting),
-            prompt_tokens_per_s=record.prompt_tokens_per_s,
-            tokens_per_s=record.tokens_per_s,
+            slots_free=max(0, self._slots - accepted),
+            queued=queued,
+            prompt_tokens_per_s=record.prompt.tokens_per_s(streams),
+            tokens_per_s=record.decode.tokens_per_s(streams),
             sandbox=self.sandbox,
+            wait_s=scheduler.wait_s() if accepted >= self._slots else 0.0,
+            load_s=scheduler.load_s(model),
+            queue_free=max(0, scheduler.queue_max - queued),
         )
 
     async def count_tokens(self, model: Digest, messages: tuple[ChatMessage, ...]) -> int:
         """Return the number of prompt tokens of the rendered chat; the model is loaded for it."""
         self._scheduler.check_model(model)
         request = Generation(model=model, messages=messages, tokens_max=0)
-        check(request)
-        if self._scheduler.child is None or model not in self._scheduler.loaded:
+        check(request, self._store.models[request.model])
+        if self._scheduler.child is None or model not in self._scheduler.memory:
             # A generation of no tokens loads the model, waits its turn, and counts.
             async with aclosing(self.generate(request)) as generation:
                 async for frame in generation:
@@ -190,13 +198,11 @@ class LlamaEngine:
         """Yield the frames of one generation. See the port."""
         self._scheduler.check_model(request.model)
         self._scheduler.adapters.check(request)
-        check(request)
-        if len(self._scheduler.running) >= self._slots and len(self._scheduler.waiting) >= self._queue_max:
-            raise EngineBusy(
-                f"{len(self._scheduler.waiting)} requests wait already, expected fewer than {self._queue_max}"
-            )
+        check(request, self._store.models[request.model])
         if not self._is_running:
             raise EngineDied("the engine is not running")
+        if request.payer == "":
+            self._check_loading(request.model)
         call = Call(next(self._scheduler.ids), request)
         self._scheduler.submit(call)
         try:
@@ -206,6 +212,30 @@ class LlamaEngine:
                 yield frame
         finally:
             self._scheduler.drop(call)
+
+    async def load(self, model: Digest, *, is_modest: bool = False) -> None:
+        """Have a model in memory; the next request for it does not wait.
+
+        Args:
+            model: which one.
+            is_modest: only if it has a place beside those that are there.
+
+        Raises:
+            EngineBusy: it has none.
+            EngineError: it cannot be loaded.
+        """
+        self._scheduler.check_model(model)
+        if not self._is_running:
+            raise EngineDied("the engine is not running")
+        wish = self._scheduler.wish(model, is_modest=is_modest)
+        await wish.done.wait()
+        if wish.error:
+            raise wish.error
+
+    def cells(self, model: Digest) -> int:
+        """Return how many tokens the caches of a model's slots hold together, as its memory was planned."""
+        self._scheduler.check_model(model)
+        return self._scheduler.footprint(model).cells
 
     def set_threads(self, threads: int) -> None:
         """Compute with this many threads from the next step on."""
@@ -240,13 +270,11 @@ class LlamaEngine:
                 starts_failed = 0 if was_ready else starts_failed + 1
                 if starts_failed:
                     self._scheduler.fail_waiting(EngineDied(verdict))
-                    self._scheduler.adapters.fail_orders(EngineDied(verdict))
                     await trio.sleep(pause_s(starts_failed))
         finally:
             self._is_running = False
             self._scheduler.bury("the engine was stopped", is_blamed=False)
             self._scheduler.fail_waiting(EngineDied("the engine was stopped"))
-            self._scheduler.adapters.fail_orders(EngineDied("the engine was stopped"))
 
     async def _live_once(self, announce: Callable[[], None]) -> tuple[bool, str]:
         """Run one child to its end; return whether it could ever be asked, and what it died of."""
@@ -266,6 +294,25 @@ class LlamaEngine:
         self.sandbox, self.gpu = child.sandbox, child.gpu
         announce()
         await self._scheduler.serve(child)
+
+    def _check_loading(self, model: Digest) -> None:
+        """Have a model loaded, and tell this device's own user to come back if that takes long.
+
+        Raises:
+            ModelLoading: it takes long. The load goes on.
+        """
+        left_s = self._scheduler.load_s(model)
+        if left_s <= LOADING_S_MAX:
+            return
+        self._scheduler.wish(model)
+        loading = self._scheduler.loading
+        done = loading.share if loading and loading.model == model else 0.0
+        name = self._store.models[model].name
+        raise ModelLoading(
+            f"model {name!r} is being loaded: {done:.0%} so far, ready in about {left_s:.0f} s",
+            done=done,
+            retry_after_s=left_s,
+        )
 
     def _examine_path(self, base: Digest, adapter: Digest, path: Path) -> Adapter:
         path = path.absolute()

@@ -23,7 +23,8 @@ import time
 from dataclasses import dataclass, field
 
 from runtime.llama import wire
-from runtime.llama.model import NOT_FINITE, Aborted, Model, ModelError, Row
+from runtime.llama.lowlevel import ModelError
+from runtime.llama.model import NOT_FINITE, Aborted, Model, Row
 from runtime.llama.prefix_cache import PrefixCache, Sequence
 from runtime.llama.sampling import Sampler
 from runtime.llama.template import TemplateError
@@ -37,6 +38,10 @@ PASSED_OVER_MAX = 3  # batches in a row whose prompt rows went to others than th
 
 class TooLong(Exception):
     """The prompt does not fit the context; the message says both numbers."""
+
+
+class NoCells(Exception):
+    """The cache has no room for all that a job may become, beside those that run."""
 
 
 @dataclass(eq=False)
@@ -75,6 +80,11 @@ class Job:
     def completion_tokens(self) -> int:
         """Received and drawn."""
         return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def tokens_ever(self) -> int:
+        """What it has at its end, at most."""
+        return max(self.prompt_tokens + self.tokens_max, len(self.tokens))
 
     @property
     def tokens_left(self) -> int:
@@ -128,6 +138,7 @@ class Batcher:
             TemplateError: the chat cannot be rendered.
             TooLong: it does not fit the context.
             ModelError: it cannot be tokenised, or no slot is free.
+            NoCells: it can be taken in when another job has ended.
         """
         if request.adapter is not None and request.adapter not in self.model.adapters:
             raise ModelError("the adapter is not loaded")
@@ -144,6 +155,7 @@ class Batcher:
         tokens = [*prompt, *request.received]
         if len(self.jobs) >= self.slots:
             raise ModelError("no slot is free")
+        self._check_cells(max(len(prompt) + request.tokens_max, len(tokens)))
         sampler = Sampler(request.sampling, self.model.vocabulary_size, max(1, request.tokens_max))
         job = Job(
             call=request.call,
@@ -165,6 +177,15 @@ class Batcher:
         self._follow(job)
         self.jobs.append(job)
         return self._after_token(job)
+
+    def _check_cells(self, tokens: int) -> None:
+        """Every running job must be able to grow to its end: a cache that is full in mid-step would fail them all."""
+        most = self.model.context_tokens
+        if (
+            sum(min(most, each) for each in (tokens, *(job.tokens_ever for job in self.jobs)))
+            > self.model.cells
+        ):
+            raise NoCells
 
     def cancel(self, call: int) -> bool:
         """Drop a job; False if it is not here (any more)."""

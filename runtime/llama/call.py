@@ -25,6 +25,7 @@ from runtime.engine import (
 )
 from runtime.llama import wire
 from runtime.llama.process import Unasked, error_from
+from runtime.llama.speed import Mark
 
 MERGED_IDS_MAX = 64  # a merged frame stays well below a token frame of the wire (4 KiB)
 MERGED_TEXT_MAX = 1_024
@@ -43,8 +44,9 @@ class Call:
 
     Attributes:
         phase: where it stands; the template counts as prefill, but `in_template` remembers it.
-        is_sent: the child works on it.
+        progress: how much of how much of it is done.
         is_dropped: nobody reads it any more.
+        mark, decode_mark: when it was sent to the child, and when its first token came.
     """
 
     def __init__(self, number: int, request: Generation) -> None:
@@ -52,8 +54,10 @@ class Call:
         self.request = request
         self.phase = Phase.QUEUED
         self.in_template = False
-        self.is_sent = False
+        self.progress = (0, 0)
         self.is_dropped = False
+        self.mark: Mark = (0.0, 0.0)
+        self.decode_mark: Mark | None = None
         self._frames: deque[Frame] = deque()
         self._error: EngineError | None = None
         self._said_tokens = False  # since the last beat
@@ -62,14 +66,20 @@ class Call:
         self._changed = trio.Event()
 
     @property
-    def has_failed(self) -> bool:
-        """Whether it ended with an error, read or not."""
-        return self._error is not None
-
-    @property
     def model(self) -> Digest:
         """The model that was asked for."""
         return self.request.model
+
+    @property
+    def completion_tokens(self) -> int:
+        """Received, and said so far."""
+        return self._ids
+
+    @property
+    def prompt_tokens_left(self) -> int:
+        """Of the prompt, as far as is known; 0 before the child has counted them."""
+        done, total = self.progress if self.phase is Phase.PREFILL else (0, 0)
+        return total - done
 
     def as_message(self) -> wire.Generate:
         """Return what the child is told of it."""
@@ -108,9 +118,13 @@ class Call:
                 await self._changed.wait()
                 continue
             if self.phase in (Phase.QUEUED, Phase.LOADING):
-                return Progress(self.phase)
+                return Progress(self.phase, *self.progress)
 
     # --- the engine's side ---------------------------------------------------------------------------------------
+
+    def waits(self, phase: Phase = Phase.QUEUED, done: int = 0, total: int = 0) -> None:
+        """It waits for its turn, or for its model, so much of which is loaded."""
+        self.phase, self.in_template, self.progress = phase, False, (done, total)
 
     def fail(self, error: EngineError) -> None:
         """End it with an error, after the frames that are there."""
@@ -136,7 +150,7 @@ class Call:
 
     def _beat(self, beat: wire.Beat) -> None:
         self.in_template = beat.phase == "template"
-        self.phase = _PHASES[beat.phase]
+        self.phase, self.progress = _PHASES[beat.phase], (beat.done, max(beat.done, beat.total))
         if not self._said_tokens:
             if self._frames and isinstance(self._frames[-1], Progress):
                 self._frames.pop()

@@ -1,13 +1,14 @@
 """The main of the llama.cpp child: `python -m runtime.llama.child SOCKET_FD …`, inside a sandbox it closes itself.
 
 Two threads. The main one handles messages and runs steps; the other reads the socket, sets the abort flag when a
-running call is cancelled, and sends a `Beat` for each call at intervals. It runs while
-llama.cpp computes, since ctypes releases the GIL.
+running call is cancelled, and sends a `Beat` for each call at intervals. It runs while llama.cpp computes, since
+ctypes releases the GIL. A third one reads the weights of a model that is being loaded.
 
 The child ends when its socket does: it never outlives the daemon.
 """
 
 import hashlib
+import math
 import os
 import queue
 import select
@@ -25,17 +26,17 @@ from runtime import gguf_header, sandbox
 from runtime.engine import BadRequest
 from runtime.examiner import BadAdapter
 from runtime.llama import wire
-from runtime.llama.batching import SPARE_SEQUENCES, Batcher, TooLong
-from runtime.llama.lowlevel import AbortFlag, FirstError, gpu_name, llama
-from runtime.llama.model import Model, ModelError, NotFinite, Row
+from runtime.llama.batching import SPARE_SEQUENCES, Batcher, NoCells, TooLong
+from runtime.llama.lowlevel import AbortFlag, FirstError, ModelError, gpu_name, llama
+from runtime.llama.model import Model, NotFinite, Row
 from runtime.llama.template import RenderBounds, TemplateError
+from runtime.llama.weights import LOAD_S_MAX, WeightsLoader
 
 if TYPE_CHECKING:
     from runtime.llama.grading import Grader
 
 BEAT_INTERVAL_S = PROGRESS_INTERVAL_S / 2
 STEP_S_MAX = 60.0  # after this long in one step the beats end, and the daemon kills the child
-LOAD_S_MAX = 600.0  # 60 GB from a slow disk
 CALIBRATION_TOKENS = 32
 CALIBRATION_S_MAX = 1.0
 # numpy's linear algebra would start a thread for each core, and none of it is used.
@@ -49,15 +50,17 @@ class Connection:
         inbox: the daemon's messages.
         calls: what the main thread is working on: call id -> (phase, done, total), for the beats.
         stuck_at: the time after which the present step is taken for a hang.
+        loader: that reads weights, if one does.
     """
 
     def __init__(self, sock: socket.socket, abort: AbortFlag) -> None:
         self._sock = sock
         self._abort = abort
         self._lock = threading.Lock()
-        self.inbox: queue.SimpleQueue[wire.ToChild] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[wire.ToChild | WeightsLoader] = queue.SimpleQueue()
         self.calls: dict[int, Callable[[], tuple[str, int, int]]] = {}
         self.stuck_at = 0.0
+        self.loader: WeightsLoader | None = None
 
     def start(self) -> None:
         """Begin to read."""
@@ -92,6 +95,9 @@ class Connection:
             now = time.monotonic()
             if now >= beat_at:
                 beat_at = now + BEAT_INTERVAL_S
+                if (loader := self.loader) and now > loader.until:
+                    sys.stderr.write(f"reading a model's weights took over {LOAD_S_MAX:.0f} s")
+                    return
                 if now < self.stuck_at:
                     self.say([wire.Beat(call, *state()) for call, state in list(self.calls.items())])
 
@@ -111,6 +117,7 @@ class Child:
         self._abort = abort
         self._bounds = bounds
         self._log = FirstError()
+        self._threads = 0  # as wished since; 0: as each load says
         self._batchers: dict[bytes, Batcher] = {}
         self._graders: dict[bytes, Grader] = {}
 
@@ -118,7 +125,8 @@ class Child:
         """Work until the reading thread ends the process."""
         inbox = self._connection.inbox
         while True:
-            if not any(batcher.busy for batcher in self._batchers.values()):
+            if not self._busy:
+                self._connection.stuck_at = math.inf
                 self._handle(inbox.get())
             while not inbox.empty():
                 self._handle(inbox.get())
@@ -127,6 +135,10 @@ class Child:
                 if batcher.busy:
                     self._begin_step()
                     self._say(batcher.step())
+
+    @property
+    def _busy(self) -> bool:
+        return any(batcher.busy for batcher in self._batchers.values())
 
     def _begin_step(self) -> None:
         self._connection.stuck_at = time.monotonic() + STEP_S_MAX
@@ -137,10 +149,14 @@ class Child:
                 self._connection.calls.pop(message.call, None)
         self._connection.say(messages)
 
-    def _handle(self, message: wire.ToChild) -> None:
+    def _handle(self, event: wire.ToChild | WeightsLoader) -> None:
         self._begin_step()
+        message = event.order if isinstance(event, WeightsLoader) else event
         try:
-            self._say(self._answer(message))
+            self._say(self._end_load(event) if isinstance(event, WeightsLoader) else self._answer(event))
+        except NoCells:
+            assert isinstance(message, wire.Generate)
+            self._say([wire.Deferred(message.call)])
         except TemplateError as error:
             self._fail(message, "template", str(error))
         except TooLong as error:
@@ -174,7 +190,7 @@ class Child:
                 found = any(batcher.cancel(message.call) for batcher in self._batchers.values())
                 return [wire.Cancelled(message.call)] if found else []
             case wire.Load():
-                return self._load(message)
+                return self._begin_load(message)
             case wire.Unload():
                 loaded = self._graders if message.model in self._graders else self._batchers
                 loaded.pop(message.model).close()
@@ -192,6 +208,7 @@ class Child:
                 self._connection.calls[message.call] = lambda: ("loading", 0, 0)
                 return [wire.Header(message.call, *astuple(gguf_header.read(message.path)))]
             case wire.SetThreads():
+                self._threads = message.threads
                 for batcher in self._batchers.values():
                     batcher.model.set_threads(message.threads)
                 return []
@@ -205,17 +222,34 @@ class Child:
         holder = self._graders.get(digest) or self._batchers.get(digest)
         return holder.model if holder else None
 
-    def _load(self, message: wire.Load) -> list[wire.FromChild]:
-        self._connection.stuck_at = time.monotonic() + LOAD_S_MAX
+    def _begin_load(self, message: wire.Load) -> list[wire.FromChild]:
         sandbox.limit_memory(message.memory_bytes_max)
-        self._connection.calls[message.call] = lambda: ("loading", 0, 0)
         if message.for_exams:
+            self._connection.stuck_at = time.monotonic() + LOAD_S_MAX
+            self._connection.calls[message.call] = lambda: ("loading", 0, 0)
             return self._load_for_exams(message)
+        loader = WeightsLoader(message, self._log, self._connection.inbox.put)
+        self._bounds.others_bytes = 2 * loader.size_bytes
+        self._connection.loader = loader
+        self._connection.calls[message.call] = loader.progress
+        loader.start()
+        return []
+
+    def _end_load(self, loader: WeightsLoader) -> list[wire.FromChild]:
+        """Make a model of the weights that were read. What else runs waits for it, and a moment is what it takes."""
+        self._connection.loader = None
+        self._bounds.others_bytes = 0
+        self._connection.stuck_at = time.monotonic() + LOAD_S_MAX
+        if loader.error:
+            raise loader.error
+        message = loader.order
         model = Model(
             message.path,
+            weights=loader.weights,
+            cells=message.cells,
             context_tokens=message.context_tokens,
             slots=message.slots,
-            threads=message.threads,
+            threads=self._threads or message.threads,
             abort=self._abort,
             log=self._log,
             bounds=self._bounds,
@@ -223,9 +257,10 @@ class Child:
         )
         prompt_tokens_per_s, tokens_per_s = 0.0, message.tokens_per_s
         batcher = Batcher(model, message.slots)
-        if tokens_per_s == 0:
+        if tokens_per_s == 0 and not self._busy:  # beside others it would slow them down, and measure little
+            self._abort.clear()
             prompt_tokens_per_s, tokens_per_s = calibrate(model)
-        batcher.step_s = 1 / tokens_per_s
+        batcher.step_s = 1 / tokens_per_s if tokens_per_s else 0.0
         self._batchers[message.model] = batcher
         return [wire.Loaded(message.call, model.context_tokens, prompt_tokens_per_s, tokens_per_s)]
 

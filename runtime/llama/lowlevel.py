@@ -9,8 +9,13 @@ import ctypes
 import importlib
 import importlib.util
 import sys
+import threading
 import types
 from typing import Any
+
+
+class ModelError(Exception):
+    """llama.cpp refused the file or a step; the message is one line for the user."""
 
 
 def load_library() -> Any:
@@ -95,19 +100,25 @@ class AbortFlag:
 
 
 class FirstError:
-    """The first error that llama.cpp logs: it says what is wrong with a file, those after it only that it failed."""
+    """The first error that llama.cpp logs: it says what is wrong with a file, those after it only that it failed.
+
+    Each thread has its own: one may load a model while another one computes.
+    """
 
     def __init__(self) -> None:
-        self._line = ""
+        self._of_thread = threading.local()
         self._callback = llama.llama_log_callback(self._log)
         llama.llama_log_set(self._callback, ctypes.c_void_p(0))
 
     def take(self) -> str:
         """Return it, and wait for the next one."""
-        line, self._line = self._line, ""
+        line: str = getattr(self._of_thread, "line", "")
+        self._of_thread.line = ""
         return line
 
     def _log(self, level: int, text: bytes, _: object) -> None:
         # Called by C: an exception here would be printed and lost.
-        if level == _LEVEL_ERROR and not self._line:
-            self._line = text.decode(errors="replace").strip().rpartition("error loading model: ")[2][:256]
+        if level == _LEVEL_ERROR and not getattr(self._of_thread, "line", ""):
+            self._of_thread.line = (
+                text.decode(errors="replace").strip().rpartition("error loading model: ")[2][:256]
+            )

@@ -1,11 +1,13 @@
 """A loaded model with its context and adapters: the only file that holds llama.cpp pointers. Only for the child."""
 
 import ctypes
+import sys
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from runtime.llama.lowlevel import AbortFlag, FirstError, all_finite, amx_is_open, gpu_name, llama
+from runtime.llama.lowlevel import AbortFlag, FirstError, ModelError, all_finite, gpu_name, llama
 from runtime.llama.template import CHATML, ChatTemplate, RenderBounds
+from runtime.llama.weights import load_weights
 
 # Prompt tokens per decode. Constant for a backend, never adapted to its speed: the shape of the batches decides the
 # last bits of the KV cache, and failover is exact only if the successor reads the prompt in the same pieces. On a CPU,
@@ -24,10 +26,6 @@ _libc = ctypes.CDLL(None)
 _libc.fmemopen.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p]
 _libc.fmemopen.restype = ctypes.c_void_p
 _libc.fclose.argtypes = [ctypes.c_void_p]
-
-
-class ModelError(Exception):
-    """llama.cpp refused the file or a step; the message is one line for the user."""
 
 
 class NotFinite(ModelError):
@@ -59,8 +57,10 @@ class Model:
         log: llama.cpp's errors, for the messages.
         bounds: what the template gets.
         spare: sequences beyond them, which hold what was computed before; a model that cannot rewind gets none.
+        cells: tokens that the sequences hold together; 0: a whole context for each slot.
         exam_cells: instead of a context for each slot, the sequences share so many tokens, and as many are computed
             at a time as is fast; None: for an engine.
+        weights: what `load_weights` made of the file; owned from now on. None: it is loaded here.
 
     Attributes:
         batch_tokens: rows of a batch, at most.
@@ -84,7 +84,9 @@ class Model:
         log: FirstError,
         bounds: RenderBounds,
         spare: int = 0,
+        cells: int = 0,
         exam_cells: int | None = None,
+        weights: Any = None,
     ) -> None:
         self._log = log
         self._adapters: dict[bytes, Any] = {}
@@ -94,8 +96,8 @@ class Model:
         )  # the one that the context applies, and how strongly
         self._context: Any = None
         self._abort = abort  # C holds its address: it must live as long as the context
+        self._model = weights or load_weights(path, log)
         log.take()
-        self._model = self._load(path)
         try:
             self.vocabulary = llama.llama_model_get_vocab(self._model)
             self.vocabulary_size = int(llama.llama_vocab_n_tokens(self.vocabulary))
@@ -112,7 +114,9 @@ class Model:
                 )
                 self.context_tokens = max(1, min(exam_cells, trained))
             self.sequences = slots + (spare if self.can_rewind else 0)
-            self.cells = exam_cells or self.context_tokens * slots
+            self.cells = exam_cells or max(
+                self.context_tokens, min(cells or sys.maxsize, self.context_tokens * slots)
+            )
             self._make_context(threads)
             self.template = self._read_template(bounds)
         except BaseException:
@@ -192,6 +196,16 @@ class Model:
         """Whether the logits of row `index` of the last batch are numbers. Else samplers pick token 0, grammars abort."""
         row = llama.llama_get_logits_ith(self._context, index)
         return bool(row) and all_finite(row, self.vocabulary_size)
+
+    def row(self, index: int) -> Any:
+        """Return the address of the logits of row `index` of the last batch: `vocabulary_size` floats.
+
+        Raises:
+            NotFinite: one of them is none.
+        """
+        if not self.is_finite(index):
+            raise NotFinite(NOT_FINITE)
+        return llama.llama_get_logits_ith(self._context, index)
 
     def sample(self, sampler: Any, index: int) -> int:
         """Draw the next token from the logits of row `index` of the last batch, and let the sampler remember it.
@@ -291,18 +305,6 @@ class Model:
         llama.llama_set_n_threads(self._context, threads, threads)
 
     # --- loading -------------------------------------------------------------------------------------------------
-
-    def _load(self, path: str) -> Any:
-        parameters = llama.llama_model_default_params()
-        # Read into memory, not mapped: weights that llama.cpp repacks would be there twice (936 against 1,356 MB),
-        # and a file that shrinks under a mapping kills the process with SIGBUS.
-        parameters.load_mode = llama.LLAMA_LOAD_MODE_NONE
-        parameters.use_extra_bufts = not amx_is_open()  # repacked weights are faster, by AMX they crash
-        parameters.check_tensors = False  # sums of the logits are checked instead, at each step
-        model = llama.llama_model_load_from_file(path.encode(), parameters)
-        if not model:
-            raise ModelError(self._log.take() or "llama.cpp does not load the file")
-        return model
 
     def _make_context(self, threads: int) -> None:
         parameters = llama.llama_context_default_params()

@@ -30,7 +30,7 @@ _ERRORS: dict[str, type[EngineError]] = {
 
 Question = wire.Load | wire.LoadAdapter | wire.Inspect | wire.CountTokens | wire.Grade
 Answer = wire.Header | wire.Loaded | wire.AdapterLoaded | wire.Counted | wire.Graded
-GenerationMessage = wire.Beat | wire.NewTokens | wire.Done | wire.Cancelled | wire.Failed
+GenerationMessage = wire.Beat | wire.NewTokens | wire.Done | wire.Cancelled | wire.Deferred | wire.Failed
 
 
 class Unasked(wire.BadFrame):
@@ -91,13 +91,15 @@ class LlamaChild:
         self._outbox.append(message)
         self._outbox_filled.set()
 
-    async def ask(self, message: Question) -> Answer:
-        """Send a question and return its answer.
+    async def ask(
+        self, message: Question, on_beat: Callable[[wire.Beat], None] = lambda _beat: None
+    ) -> Answer:
+        """Send a question and return its answer; `on_beat` hears how far it is.
 
         Raises:
             EngineError: the child says why not, or died.
         """
-        question = _OpenQuestion()
+        question = _OpenQuestion(on_beat)
         self._questions[message.call] = question
         self._owe(message.call)
         self.tell(message)
@@ -167,6 +169,7 @@ class LlamaChild:
         match message:
             case wire.Beat() if question:
                 question.in_template = message.phase == "template"
+                question.on_beat(message)
             case (
                 wire.Header()
                 | wire.Loaded()
@@ -176,9 +179,14 @@ class LlamaChild:
                 | wire.Failed()
             ) if question:
                 self._close(message.call, message)
-            case wire.Beat() | wire.NewTokens() | wire.Done() | wire.Cancelled() | wire.Failed() if (
-                not question
-            ):
+            case (
+                wire.Beat()
+                | wire.NewTokens()
+                | wire.Done()
+                | wire.Cancelled()
+                | wire.Deferred()
+                | wire.Failed()
+            ) if not question:
                 self._handle(message)
             case _:
                 raise Unasked(
@@ -261,7 +269,8 @@ class LlamaChild:
 
 
 class _OpenQuestion:
-    def __init__(self) -> None:
+    def __init__(self, on_beat: Callable[[wire.Beat], None]) -> None:
+        self.on_beat = on_beat
         self.answered = trio.Event()
         self.answer: Answer | wire.Failed | None = None
         self.in_template = False

@@ -4,17 +4,33 @@ A model under which children die is tried again after longer and longer pauses, 
 answer that it gives clears it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
-from runtime.llama import wire
+from runtime.llama.speed import DECODE_SLOWDOWN, NEW_WEIGHT, PROMPT_SLOWDOWN, SpeedTable
 
 DEATHS_MAX = 5  # in a row, without a request served in between
 PAUSE_S_FIRST = 0.5  # after the second death in a row; twice as long after each further one
 PAUSE_S_MAX = 30.0
 MEASURED_TOKENS_MIN = 8  # fewer say nothing about speed
-NEW_SPEED_WEIGHT = 0.3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one answer took, and beside how many streams: itself and all others of the engine, on average.
+
+    Attributes:
+        prompt_tokens: that were computed for it; the others came from the cache.
+        completion_tokens: that it drew.
+    """
+
+    prompt_tokens: int
+    prompt_s: float
+    prompt_streams: int
+    completion_tokens: int
+    completion_s: float
+    completion_streams: int
 
 
 @dataclass
@@ -22,13 +38,18 @@ class ModelRecord:
     """One model's.
 
     Attributes:
+        prompt, decode: its speeds.
+        completion_tokens: of an answer, on average; 0 before the first one.
+        load_s: what loading it took; 0 before it was.
         deaths: of children, in a row.
         not_before: it is not tried again until then.
         set_aside: why it is not tried any more; "" while it is.
     """
 
-    prompt_tokens_per_s: float = 0.0
-    tokens_per_s: float = 0.0
+    prompt: SpeedTable = field(default_factory=lambda: SpeedTable(PROMPT_SLOWDOWN))
+    decode: SpeedTable = field(default_factory=lambda: SpeedTable(DECODE_SLOWDOWN))
+    completion_tokens: float = 0.0
+    load_s: float = 0.0
     deaths: int = 0
     not_before: float = 0.0
     set_aside: str = ""
@@ -40,19 +61,27 @@ class ModelRecord:
         if self.deaths >= DEATHS_MAX:
             self.set_aside = f"model {model.hex()[:8]} was set aside after {self.deaths} deaths: {verdict}"
 
-    def learn(self, done: wire.Done, received: int) -> None:
-        """It served: it is good, and this fast."""
+    def learn_first(self, prompt_tokens_per_s: float, tokens_per_s: float) -> None:
+        """It was loaded, and measured alone if these are not 0: that counts until it has answered."""
+        if prompt_tokens_per_s > 0 and not self.prompt:
+            self.prompt.learn(1, 1 / prompt_tokens_per_s)
+        if tokens_per_s > 0 and not self.decode:
+            self.decode.learn(1, 1 / tokens_per_s)
+
+    def learn(self, measured: Measured) -> None:
+        """It answered: it is good, and this fast."""
         self.deaths = 0
-        if done.prefill_tokens >= MEASURED_TOKENS_MIN and done.prefill_s > 0:
-            self.prompt_tokens_per_s = _blend(self.prompt_tokens_per_s, done.prefill_tokens / done.prefill_s)
-        if done.completion_tokens >= MEASURED_TOKENS_MIN and not received and done.decode_s > 0:
-            self.tokens_per_s = _blend(self.tokens_per_s, done.completion_tokens / done.decode_s)
+        if measured.prompt_tokens >= MEASURED_TOKENS_MIN and measured.prompt_s > 0:
+            self.prompt.learn(measured.prompt_streams, measured.prompt_s / measured.prompt_tokens)
+        if measured.completion_tokens >= MEASURED_TOKENS_MIN and measured.completion_s > 0:
+            # The first token comes with the prompt's last step.
+            steps = measured.completion_tokens - 1
+            self.decode.learn(measured.completion_streams, measured.completion_s / steps)
+        if measured.completion_tokens:
+            old = self.completion_tokens or measured.completion_tokens
+            self.completion_tokens = (1 - NEW_WEIGHT) * old + NEW_WEIGHT * measured.completion_tokens
 
 
 def pause_s(deaths: int) -> float:
     """Return how long to wait after so many deaths."""
     return min(PAUSE_S_MAX, PAUSE_S_FIRST * 2 ** (deaths - 1)) if deaths > 0 else 0.0
-
-
-def _blend(old: float, new: float) -> float:
-    return new if old == 0 else (1 - NEW_SPEED_WEIGHT) * old + NEW_SPEED_WEIGHT * new

@@ -75,9 +75,14 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class RenderBounds:
-    """The time and memory that a template gets. Made before the sandbox closes, since /proc is out of sight after."""
+    """The time and memory that a template gets. Made before the sandbox closes, since /proc is out of sight after.
+
+    Attributes:
+        others_bytes: what another thread may take meanwhile.
+    """
 
     def __init__(self) -> None:
+        self.others_bytes = 0
         self._armed = False
         sizes = Path("/proc/self/statm")
         self._statm = os.open(sizes, os.O_RDONLY) if sizes.exists() else None
@@ -94,7 +99,7 @@ class RenderBounds:
         try:
             if self._statm is not None:
                 pages = int(os.pread(self._statm, 64, 0).split()[0])
-                limit = pages * resource.getpagesize() + RENDER_BYTES_MAX
+                limit = pages * resource.getpagesize() + RENDER_BYTES_MAX + self.others_bytes
                 resource.setrlimit(resource.RLIMIT_AS, (limit if soft < 0 else min(limit, soft), hard))
             self._armed = True
             signal.setitimer(signal.ITIMER_PROF, RENDER_S_MAX, TIMER_REPEAT_S)

@@ -54,6 +54,7 @@ class Load(Message, frozen=True):
     tokens_per_s: PerSecond  # as measured before, to plan with; 0 measures it now, which takes about a second
     for_exams: bool = False  # it takes `Grade` instead of `Generate`; slots and speed mean nothing then
     dimensions: Count = 0  # of an embedding model's vectors; 0: it is one that writes
+    cells: Count = 0  # tokens that the caches of all slots hold together; 0: a whole context each
 
 
 class Unload(Message, frozen=True):
@@ -255,6 +256,12 @@ class Cancelled(Message, frozen=True):
     call: CallId
 
 
+class Deferred(Message, frozen=True):
+    """The cache has no room for the call until another one of its model ends: it is to be sent again then."""
+
+    call: CallId
+
+
 class Counted(Message, frozen=True):
     """Prompt tokens of a rendered chat."""
 
@@ -294,7 +301,18 @@ class Failed(Message, frozen=True):
 
 
 FromChild = (
-    Ready | Header | Loaded | AdapterLoaded | Beat | NewTokens | Done | Cancelled | Counted | Graded | Failed
+    Ready
+    | Header
+    | Loaded
+    | AdapterLoaded
+    | Beat
+    | NewTokens
+    | Done
+    | Cancelled
+    | Deferred
+    | Counted
+    | Graded
+    | Failed
 )
 
 

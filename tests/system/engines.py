@@ -19,15 +19,10 @@ MEMORY_BYTES_MAX = 3 << 30
 
 @asynccontextmanager
 async def running(
-    store: ModelStore, *, slots: int = 1, models_loaded_max: int = 1
+    store: ModelStore, *, slots: int = 1, memory_bytes_max: int = MEMORY_BYTES_MAX
 ) -> AsyncIterator[LlamaEngine]:
     """Start an engine; stop it as a daemon does, by cancelling."""
-    engine = LlamaEngine(
-        store,
-        slots=slots,
-        models_loaded_max=models_loaded_max,
-        memory_bytes_max=MEMORY_BYTES_MAX,
-    )
+    engine = LlamaEngine(store, slots=slots, memory_bytes_max=memory_bytes_max)
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
         yield engine

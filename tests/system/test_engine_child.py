@@ -274,7 +274,7 @@ async def test_seeds_decide(store: ModelStore) -> None:
 
 async def test_models_take_turns_in_memory(store: ModelStore, tmp_path: Path) -> None:
     models = [smuggle(store, tiny_model(tmp_path / f"{seed}.gguf", seed=seed)) for seed in range(3)]
-    async with running(store, models_loaded_max=2) as engine:
+    async with running(store, memory_bytes_max=2 << 30) as engine:
         first = [await answer(engine, ask(model)) for model in models]
         again = [await answer(engine, ask(model)) for model in reversed(models)]
 
