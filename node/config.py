@@ -47,6 +47,7 @@ class Config:
     pay_completion_micro_max: int = 400
     budget_job_micro: int = 0
     budget_day_micro: int = 0
+    buy_checks: bool = True
     exposure_peer_micro: int = 1_000_000
     battery_percent_min: int = 30
     canary_interval_s: int = 3_600
@@ -185,6 +186,10 @@ DEFAULT_TOML = """\
 # pay_completion_micro_max = 400
 # budget_job_micro = 0
 # budget_day_micro = 0
+
+# whether it pays for a second look at answers that it bought, cannot check itself, and any member may read: all of a new
+# seller's first 20, and 7 in 100 later
+# buy_checks = true
 
 # unpaid work it does at most for one buyer
 # exposure_peer_micro = 1000000

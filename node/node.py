@@ -183,7 +183,7 @@ class Node:
             journal=journal,
             rng=rng,
             tolerance_milli=ports.tolerance_milli,
-            ask_others=SecondOpinion(self.chat, journal),
+            ask_others=SecondOpinion(self.chat, journal) if config.buy_checks else None,
         )
         self.verifier.load(records)
         exposure = Exposure(self.logbook.ledger.unsettled(identity.peer_id))

@@ -88,7 +88,7 @@ class Verifier:
 
     Args:
         tolerance_milli: of a model's digest: how far honest engines are apart.
-        ask_others: for models that this device does not hold.
+        ask_others: for models that this device does not hold; None: its owner pays for no checks.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Verifier:
         journal: Journal,
         rng: Random,
         tolerance_milli: Callable[[bytes], int],
-        ask_others: AskOthers,
+        ask_others: AskOthers | None,
     ) -> None:
         self._me = me
         self._engine = engine
@@ -167,13 +167,8 @@ class Verifier:
             try:
                 if self._is_held(check):
                     verdict = judge((await self._read(check))[-check.own :], tolerance_milli)
-                elif check.job.request.privacy == "mesh":
-                    verdict = await self._ask_others(check, tolerance_milli)
                 else:
-                    raise NotVerified(
-                        f"this device does not hold the model, and privacy {check.job.request.privacy!r} lets no second "
-                        "seller read the prompt"
-                    )
+                    verdict = await self._look_twice(check, tolerance_milli)
             except NotVerified as error:
                 self._give_up(check.job, check.attempt, str(error))
             else:
@@ -223,6 +218,21 @@ class Verifier:
         if len(words) != len(check.claimed):
             raise NotVerified(f"the own engine said {len(words)} gaps, expected {len(check.claimed)}")
         return words
+
+    async def _look_twice(self, check: Check, tolerance_milli: int) -> Verdict:
+        """Return what others find.
+
+        Raises:
+            NotVerified: none of them may, or can.
+        """
+        if self._ask_others is None:
+            raise NotVerified("this device does not hold the model, and its owner pays for no checks")
+        if check.job.request.privacy != "mesh":
+            raise NotVerified(
+                f"this device does not hold the model, and privacy {check.job.request.privacy!r} lets no second seller read "
+                "the prompt"
+            )
+        return await self._ask_others(check, tolerance_milli)
 
     # --- what came of it ----------------------------------------------------------------------------------------
     async def _conclude(self, check: Check, verdict: Verdict) -> None:

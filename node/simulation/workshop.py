@@ -48,6 +48,7 @@ def make_device(
         price_prompt_micro=round(10 * kind.price_factor),
         price_completion_micro=round(40 * kind.price_factor * rng.uniform(0.8, 1.25)),
         battery_percent_min=30,
+        buy_checks=not world.is_large,
     )
     parts = Parts(
         identity=identity,
