@@ -37,6 +37,17 @@ def test_a_chapter_of_the_bench_writes_its_table(tmp_path: Path) -> None:
     assert list(homes.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_the_engine_is_measured_against_a_peer_and_through_the_mesh(tmp_path: Path) -> None:
+    """Without llama.cpp's own server on the PATH, the peer is the bare library."""
+    done = bench("--only", "engine", "--only", "engine-mesh", temporary=tmp_path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    for figure in ("engine ÷ bare library, 4 streams", "second turn", "4 adapters mixed", "mesh ÷ engine"):
+        assert figure in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_chapter_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
     done = bench("--only", "beauty", temporary=tmp_path)
 
