@@ -42,7 +42,9 @@ def listing(home: HomeOption = None, as_json: JsonOption = False) -> None:
             cell(model["id"], "bold"),
             model["digest"][:8],
             f"v{model['version']} {model['adapter'][:8]}" if model["adapter"] else "–",
-            cell(f"{model['architecture']} {model['quantisation']}"),
+            cell(
+                f"{model['architecture']} {model['quantisation']}{', embeds' if model['dimensions'] else ''}"
+            ),
             f"{model['context_tokens']:,}",
             " ".join(short(peer) for peer in model["holders"]) or "–",
             "yes" if model["is_local"] else "no",
