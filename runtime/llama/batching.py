@@ -16,19 +16,23 @@ are several, their steps take turns.
 Exactness. A greedy completion can be continued elsewhere, bit for bit, if the cache was filled in the same pieces:
 prompts in chunks that start at multiples of `chunk_tokens`, everything after the prompt in single tokens, nothing else
 in the batch. That holds for one job at a time and a cold cache, and for a cache whose reused part was filled so
-(`exact_tokens`). Beside other jobs the pieces are still whole; but a batch of another shape is rounded otherwise.
+(`exact_tokens`). Beside other jobs pieces are cut, and a batch of another shape is rounded otherwise.
 """
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from runtime.engine import BadRequest
 from runtime.llama import wire
+from runtime.llama.checking import Check
 from runtime.llama.lowlevel import ModelError
-from runtime.llama.model import NOT_FINITE, Aborted, Model, Row
+from runtime.llama.model import NOT_FINITE, Aborted, Model, NotFinite, Row
 from runtime.llama.prefix_cache import PrefixCache, Sequence
-from runtime.llama.sampling import Sampler
+from runtime.llama.sampling import Drawn, Sampler
 from runtime.llama.template import TemplateError
 from runtime.llama.tokens import CompletionText, State
+from runtime.llama.vocabulary import Vocabulary
 
 REPLAY_S_MAX = 2.0  # received tokens are decoded one by one while that is estimated to take less
 # Sequences that only hold what was computed before. Each costs a row of logits: 0.5 MB with a vocabulary of 128k.
@@ -53,6 +57,7 @@ class Job:
         chunked_end: tokens before this index are computed in chunks, those after it one by one.
         completion: how many of `tokens` are the completion.
         sequence: what of them is in the cache.
+        check: what is done with it instead of drawing.
         leader: an earlier job that is computing the same beginning, and is waited for…
         shared_tokens: …until it has so many tokens.
         passed_over: batches since its prompt had a piece in one.
@@ -68,6 +73,7 @@ class Job:
     tokens_max: int
     sequence: Sequence
     adapter: bytes | None = None
+    check: Check | None = None
     leader: "Job | None" = None
     shared_tokens: int = 0
     passed_over: int = 0
@@ -78,13 +84,17 @@ class Job:
 
     @property
     def completion_tokens(self) -> int:
-        """Received and drawn."""
-        return len(self.tokens) - self.prompt_tokens
+        """Received and drawn; of a check its words."""
+        return self.check.done if self.check else len(self.tokens) - self.prompt_tokens
 
     @property
     def tokens_ever(self) -> int:
         """What it has at its end, at most."""
         return max(self.prompt_tokens + self.tokens_max, len(self.tokens))
+
+    def wants_logits(self, position: int) -> bool:
+        """Whether something is to be drawn or read from behind this token."""
+        return self.check.wants(position) if self.check else position == len(self.tokens) - 1
 
     @property
     def tokens_left(self) -> int:
@@ -142,41 +152,80 @@ class Batcher:
         """
         if request.adapter is not None and request.adapter not in self.model.adapters:
             raise ModelError("the adapter is not loaded")
-        prompt = self.model.tokenize(self.model.template.render(request.turns))
-        if not prompt:
-            raise TemplateError("the chat template renders this chat to nothing")
-        if any(token >= self.model.vocabulary_size for token in request.received):
-            raise ModelError("a received token is not in this model's vocabulary")
-        if len(prompt) + len(request.received) >= self.model.context_tokens:
+        prompt = self._prompt(request)
+        is_check = request.task == "check"
+        following, what = (request.claimed, "claimed") if is_check else (request.received, "received")
+        for token in following:
+            if token >= self.model.vocabulary_size:
+                raise BadRequest(
+                    f"a {what} token is {token}, expected 0 to {self.model.vocabulary_size - 1}, this model's vocabulary"
+                )
+        if len(prompt) + len(following) >= self.model.context_tokens:
             raise TooLong(
-                f"a prompt of {len(prompt)} tokens and {len(request.received)} received ones, "
+                f"a prompt of {len(prompt)} tokens and {len(following)} {what} ones, "
                 f"expected fewer than {self.model.context_tokens} in all",
             )
-        tokens = [*prompt, *request.received]
+        tokens = [*prompt, *(following[: request.tokens_max][:-1] if is_check else following)]
         if len(self.jobs) >= self.slots:
             raise ModelError("no slot is free")
         self._check_cells(max(len(prompt) + request.tokens_max, len(tokens)))
-        sampler = Sampler(request.sampling, self.model.vocabulary_size, max(1, request.tokens_max))
+        text = CompletionText(request.stop)
+        sampler = self._sampler(request, text)
         job = Job(
             call=request.call,
             tokens=tokens,
             prompt_tokens=len(prompt),
-            chunked_end=len(prompt),
-            text=CompletionText(request.stop),
+            chunked_end=len(tokens) if is_check else len(prompt),
+            text=text,
             sampler=sampler,
             tokens_max=request.tokens_max,
-            sequence=self.cache.take(tokens, len(prompt), request.adapter),
+            # The claimed tokens of a check are computed anew, for their logits.
+            sequence=self.cache.take(prompt if is_check else tokens, len(prompt), request.adapter),
             adapter=request.adapter,
         )
-        for token in request.received:
-            job.sampler.accept(token)
-            job.text.feed(self.model.piece(token))
+        if is_check:
+            job.check = Check(len(prompt), request.claimed[: request.tokens_max], len(request.received))
         job.reused_tokens = len(job.sequence.cached)
         if (len(tokens) - max(len(prompt), job.reused_tokens)) * self.step_s > REPLAY_S_MAX:
             job.chunked_end = len(tokens)
         self._follow(job)
         self.jobs.append(job)
         return self._after_token(job)
+
+    def _prompt(self, request: wire.Generate) -> list[int]:
+        """Return the tokens of the rendered chat, or of the raw text."""
+        if request.task == "embedding":
+            raise BadRequest(
+                "the task is 'embedding', expected 'chat', 'completion' or 'check': this model writes"
+            )
+        if request.inputs:
+            prompt = self.model.tokenize(request.inputs[0])
+            if not prompt:
+                raise BadRequest("the prompt has no tokens, expected one at least")
+            return prompt
+        prompt = self.model.tokenize(self.model.template.render(request.turns))
+        if not prompt:
+            raise TemplateError("the chat template renders this chat to nothing")
+        return prompt
+
+    def _sampler(self, request: wire.Generate, text: CompletionText) -> Sampler:
+        """Make a request's sampler, and bring it and the text to where the received tokens end."""
+        sampler = Sampler(
+            request.sampling, self.model.vocabulary_size, max(1, request.tokens_max), lambda: self.vocabulary
+        )
+        try:
+            for token in request.received if request.task != "check" else ():
+                sampler.accept(token)
+                text.feed(self.model.piece(token))
+        except BadRequest:
+            sampler.close()
+            raise
+        return sampler
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The model's tokens as bytes: 0.2 s and 10 MB with 128k of them, for those requests that need it."""
+        return Vocabulary(self.model.vocabulary_size, self.model.piece, self.model.ends_generation)
 
     def _check_cells(self, tokens: int) -> None:
         """Every running job must be able to grow to its end: a cache that is full in mid-step would fail them all."""
@@ -200,7 +249,7 @@ class Batcher:
         adapter = self._next_adapter()
         shares = self._plan([job for job in self.jobs if job.adapter == adapter])
         rows = [
-            Row(job.tokens[i], i, job.sequence.number, i == len(job.tokens) - 1)
+            Row(job.tokens[i], i, job.sequence.number, job.wants_logits(i))
             for job, count in shares
             for start in (len(job.sequence.cached),)
             for i in range(start, start + count)
@@ -251,9 +300,9 @@ class Batcher:
         )
         chunk = room = self.model.chunk_tokens
         for job in prompts:
-            # A whole piece, or none: the next one is to begin where a cold run begins a chunk.
-            count = min(chunk - len(job.sequence.cached) % chunk, job.tokens_left)
-            if count <= room:
+            # A job that runs alone gets whole chunks. Beside others a piece may be cut: full batches are faster.
+            count = min(chunk - len(job.sequence.cached) % chunk, job.tokens_left, room)
+            if count:
                 shares.append((job, count))
                 room -= count
                 job.passed_over = 0
@@ -279,13 +328,16 @@ class Batcher:
         if leader in self.jobs and len(leader.sequence.cached) < job.shared_tokens:
             return True
         job.leader = None
-        self.cache.refill(job.sequence, job.tokens, job.prompt_tokens)
+        self.cache.refill(
+            job.sequence, job.tokens[: job.prompt_tokens] if job.check else job.tokens, job.prompt_tokens
+        )
         job.reused_tokens = len(job.sequence.cached)
         return False
 
     def _harvest(self, shares: list[tuple[Job, int]], ended: float) -> list[wire.FromChild]:
         """Note what a step has put into the cache, and draw where a job has all of its tokens there."""
         drawing: list[tuple[Job, int]] = []
+        reading: list[tuple[Job, int, int, int]] = []
         index = -1
         for job, count in shares:
             index += count
@@ -293,30 +345,56 @@ class Batcher:
             self.cache.computed(job.sequence, job.tokens[start : start + count], is_exact=len(shares) == 1)
             if job.tokens_left <= 0 and not job.decode_started:
                 job.decode_started = ended
-            if len(job.sequence.cached) == len(job.tokens):
+            if job.check:
+                reading.append((job, index - count + 1, start, count))
+            elif len(job.sequence.cached) == len(job.tokens):
                 drawing.append((job, index))
         for job, index in drawing:
             if not self.model.is_finite(index):
                 # The rest of the step is as little worth: those jobs come to the same place once more.
                 return self._begin_again(job)
-        drawn = self.model.sample_all([(job.sampler.chain, index) for job, index in drawing])
         said: list[wire.FromChild] = []
-        for (job, _), token in zip(drawing, drawn, strict=True):
-            said += self._add(job, token)
+        for job, row, start, count in reading:
+            try:
+                said += self._read(job, row, start, count)
+            except NotFinite:
+                return said + self._begin_again(job)
+        plain = [(job, index) for job, index in drawing if job.sampler.is_plain]
+        drawn = self.model.sample_all([(job.sampler.chain, index) for job, index in plain])
+        for (job, _), token in zip(plain, drawn, strict=True):
+            job.sampler.drawn()
+            said += self._add(job, Drawn(token))
+        for job, index in drawing:
+            if not job.sampler.is_plain:
+                try:
+                    said += self._add(job, job.sampler.draw(self.model, index))
+                except BadRequest as error:
+                    self._free(job)
+                    said.append(wire.Failed(job.call, "request", str(error)[:512]))
         return said
 
-    def _add(self, job: Job, token: int) -> list[wire.FromChild]:
-        """Take a token that was drawn for a job."""
+    def _read(self, job: Job, row: int, start: int, count: int) -> list[wire.FromChild]:
+        """Take the words of a check from the rows of a step."""
+        assert job.check is not None
+        words = job.check.words(self.model, row, start, count)
         job.is_begun_again = False
-        job.sampler.drawn()
+        said: list[wire.FromChild] = [wire.NewTokens(job.call, words, "")] if words else []
+        return [*said, self._finish(job, "stop")] if job.check.is_finished else said
+
+    def _add(self, job: Job, drawn: Drawn) -> list[wire.FromChild]:
+        """Take a token that was drawn for a job."""
+        token = drawn.token
+        job.is_begun_again = False
         if self.model.ends_generation(token):
             return [self._finish(job, "stop")]
         job.tokens.append(token)
         text = job.text.feed(self.model.piece(token))
-        return [wire.NewTokens(job.call, (token,), text), *self._after_token(job)]
+        return [wire.NewTokens(job.call, (token,), text, drawn.logprobs), *self._after_token(job)]
 
     def _after_token(self, job: Job) -> list[wire.FromChild]:
-        if job.text.state is State.STOPPED:
+        if job.check and job.check.is_finished:
+            return [self._finish(job, "stop")]
+        if job.text.state is State.STOPPED or job.sampler.is_finished:
             return [self._finish(job, "stop")]
         if job.completion_tokens >= job.tokens_max or len(job.tokens) >= self.model.context_tokens:
             return [self._finish(job, "length")]
@@ -334,7 +412,7 @@ class Batcher:
             completion_tokens=job.completion_tokens,
             prefill_tokens=max(0, job.chunked_end - job.reused_tokens),
             prefill_s=decode_started - job.started,
-            decode_s=now - decode_started,
+            decode_s=0.0 if job.check else now - decode_started,
         )
 
     def _fail(self, job: Job, text: str) -> wire.Failed:

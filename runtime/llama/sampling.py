@@ -10,19 +10,24 @@ not, the chain draws once more, from those that do.
 """
 
 import hashlib
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runtime.engine import BadRequest
 from runtime.llama import wire
+from runtime.llama.constraint import Constraint, compiled
 from runtime.llama.lowlevel import llama
+from runtime.llama.vocabulary import Guide, Vocabulary
 
 if TYPE_CHECKING:
-    from runtime.llama.constraint import Constraint
     from runtime.llama.model import Model
 
 MILLION = 1_000_000
 RANDOM_SEED = 0xFFFF_FFFF  # means "from the clock" to llama.cpp
+# numpy's linear algebra would start a thread for each core, and none of it is used.
+ONE_THREAD = ("OPENBLAS_NUM_THREADS", "1")
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,13 @@ class Sampler:
         parameters: what the request asked for.
         vocabulary_size: of the model.
         completion_tokens_max: penalties look at the whole completion, and only at it, as OpenAI's do.
-        constraint: what the text must be; None: anything.
+        vocabulary: makes the model's, for those requests that need it.
 
     Attributes:
         chain: llama.cpp's.
 
     Raises:
-        BadRequest: a bias names a token that is not in the vocabulary.
+        BadRequest: a bias names a token that is not in the vocabulary, or the constraint is none.
     """
 
     def __init__(
@@ -54,13 +59,17 @@ class Sampler:
         parameters: wire.SamplingParameters,
         vocabulary_size: int,
         completion_tokens_max: int,
-        constraint: "Constraint | None" = None,
+        vocabulary: Callable[[], Vocabulary],
     ) -> None:
         for token, _ in parameters.logit_bias:
             if not 0 <= token < vocabulary_size:
                 raise BadRequest(f"logit_bias names token {token}, expected 0 to {vocabulary_size - 1}")
         self._parameters = parameters
-        self._constraint = constraint
+        self._vocabulary = vocabulary
+        self._guide: Guide | None = None
+        if parameters.schema or parameters.grammar:
+            constraint = Constraint(compiled(parameters.schema, parameters.grammar))
+            self._guide = Guide(vocabulary(), constraint)
         self._drawn = 0
         self.chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         if parameters.logit_bias:
@@ -95,20 +104,48 @@ class Sampler:
     @property
     def is_plain(self) -> bool:
         """Whether drawing is nothing but `model.sample(chain, index)` and then `drawn()`."""
-        return self._constraint is None and not self._parameters.logprobs
+        return self._guide is None and not self._parameters.logprobs
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the text is all that the constraint allows, so that only the end can follow."""
+        return self._guide is not None and self._guide.is_finished
 
     def draw(self, model: "Model", index: int) -> Drawn:
         """Draw the next token from row `index` of the model's last batch, and remember it.
 
         Raises:
             NotFinite: the logits are no numbers.
+            BadRequest: no token fits the constraint, or it has become too ambiguous to follow.
         """
-        token = model.sample(self.chain, index)
-        self.drawn()
-        return Drawn(token)
+        if self.is_plain:
+            token = model.sample(self.chain, index)
+            self.drawn()
+            return Drawn(token)
+        os.environ.setdefault(*ONE_THREAD)
+        from runtime.llama import candidates  # noqa: PLC0415  (numpy: 24 MB that most engines do without)
+
+        logits = candidates.view(model.row(index), model.vocabulary_size)
+        if self._guide is None:
+            token = model.sample(self.chain, index)
+            self.drawn()
+        else:
+            token = candidates.draw_fitting(self.chain, logits, self._parameters.logit_bias, self._guide)
+            if not model.ends_generation(token):
+                self.accept(token)
+        if not self._parameters.logprobs:
+            return Drawn(token)
+        pieces = self._vocabulary().pieces
+        return Drawn(token, (candidates.logprob(logits, token, self._parameters.top_logprobs, pieces),))
 
     def accept(self, token: int) -> None:
-        """Remember a token that a predecessor drew, as if it had been drawn here."""
+        """Remember a token that a predecessor drew, as if it had been drawn here.
+
+        Raises:
+            BadRequest: it does not fit the constraint.
+        """
+        if self._guide:
+            self._guide.accept(token)
         llama.llama_sampler_accept(self.chain, token)
         self.drawn()
 

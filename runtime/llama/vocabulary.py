@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from operator import itemgetter
 
+from runtime.engine import BadRequest
 from runtime.llama.constraint import Constraint
 
 FITTING_MAX = 4_096  # tokens; a place where more fit is no narrow one
@@ -33,12 +34,6 @@ class Vocabulary:
         )
         self._sorted = [self.pieces[token] for token in self._order]
 
-    def fits(self, constraint: Constraint, token: int) -> bool:
-        """Whether a token may come next."""
-        if token in self.ends:
-            return constraint.is_complete
-        return constraint.fits(self.pieces[token])
-
     def fitting(self, constraint: Constraint) -> list[int]:
         """Return the tokens that may come next, or many of them where there are very many.
 
@@ -59,3 +54,40 @@ class Vocabulary:
                     ranges.append((start, alike, shared + 1, following))
                 start = alike
         return sorted(found)
+
+
+class Guide:
+    """A text that is written under a constraint, token by token.
+
+    Args:
+        vocabulary: of the model that writes.
+        constraint: owned.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, constraint: Constraint) -> None:
+        self._vocabulary = vocabulary
+        self._constraint = constraint
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the text is complete and nothing may follow."""
+        return self._constraint.is_finished
+
+    def fits(self, token: int) -> bool:
+        """Whether a token may come next."""
+        if token in self._vocabulary.ends:
+            return self._constraint.is_complete
+        return self._constraint.fits(self._vocabulary.pieces[token])
+
+    def fitting(self) -> list[int]:
+        """Return the tokens that may come next, or many of them where there are very many."""
+        return self._vocabulary.fitting(self._constraint)
+
+    def accept(self, token: int) -> None:
+        """Go on with a token.
+
+        Raises:
+            BadRequest: it does not fit.
+        """
+        if not self._constraint.accept(self._vocabulary.pieces[token]):
+            raise BadRequest(f"received token {token} does not fit the grammar or schema")
