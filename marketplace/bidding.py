@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 from marketplace.pricing import Prices, asked
 from marketplace.prompt import context_wanted, only_reads, unfit
+from marketplace.room import Room
 from protocol.envelope import Sealed
 from protocol.messages import Bid, Decline, DeclineReason, Request, Task
 
 EXPOSURE_MICRO_MAX = 1_000_000  # one credit: a few answers lost to a buyer that does not countersign
 BATTERY_PERCENT_MIN = 30  # what a laptop's owner should find left
-WAIT_MS_MAX = 5_000  # for a slot; whoever waits longer for a first word thinks that nothing is happening
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,7 @@ def quote(request: Sealed[Request], terms: SellerTerms, state: SellerState) -> B
     total = prices.total_micro(wanted.prompt_tokens, wanted.completion_tokens_max)
     context = context_wanted(wanted.task, wanted.prompt_tokens, wanted.completion_tokens_max)
     unable = "" if state.context_tokens is None else unfit(wanted.task, state.dimensions)
-    busy = why_busy(
-        slots=state.slots,
-        slots_free=state.slots_free,
-        queued=state.queued,
-        queue_free=state.queue_free,
-        wait_ms=state.wait_ms,
-    )
+    busy = Room(state.slots, state.slots_free, state.queued, state.queue_free, state.wait_ms).why_busy
     is_flat = state.is_on_battery and state.battery_percent < terms.battery_percent_min
     checks: tuple[tuple[DeclineReason, bool, str], ...] = (
         # reason          holds when                                    what was found, what was expected
@@ -161,21 +155,6 @@ def ask(terms: SellerTerms, state: SellerState, task: Task = "chat") -> Prices:
         owner_percent=terms.owner_percent,
     )
     return replace(prices, completion_micro=0) if only_reads(task) else prices
-
-
-def why_busy(*, slots: int, slots_free: int, queued: int, queue_free: int, wait_ms: int) -> str:
-    """Return why one more job had better go elsewhere; empty: a slot is free, or near.
-
-    The same for a bid, for the second thoughts at its award, and for a lease.
-    """
-    if slots_free > 0:
-        return ""
-    full = f"{slots} slots in use, {queued} waiting"
-    if queue_free <= 0:
-        return f"{full}, and nobody more may wait"
-    if wait_ms > WAIT_MS_MAX:
-        return f"{full}: free in about {wait_ms / 1000:.1f} s, at most {WAIT_MS_MAX / 1000:.0f} s wanted"
-    return ""
 
 
 def expected_ttft_ms(request: Request, state: SellerState) -> int:

@@ -72,10 +72,14 @@ class Warmth:
         while len(self._entries) > ENTRIES_MAX:
             self._entries.popitem(last=False)
 
-    def tokens(self, *keys: Session | Prefix, now: float) -> int:
-        """How many prompt tokens a job need not compute: the longest of these beginnings that is warm."""
+    def tokens(self, *keys: Session | Prefix, prompt_tokens: int, now: float) -> int:
+        """How many prompt tokens a job need not compute: the longest of these beginnings that is warm.
+
+        A beginning that is longer than the prompt is none of it: the buyer has begun its conversation anew.
+        """
         found = (self._entries.get(key) for key in keys)
-        return max((entry.tokens for entry in found if entry and now - entry.at <= WARM_S), default=0)
+        warm = (entry.tokens for entry in found if entry and now - entry.at <= WARM_S)
+        return max((tokens for tokens in warm if tokens <= prompt_tokens), default=0)
 
     def told(self, now: float) -> tuple[bytes, ...]:
         """The digests that everybody may be told, the newest first."""

@@ -192,6 +192,10 @@ class EchoEngine:
         finally:
             self._slots.end(turn)
 
+    def unload(self, model: Digest) -> None:
+        """Give a model's memory back; the next request loads it again."""
+        self._loaded_at.pop(model, None)
+
     async def before_tokens(self, said: int) -> None:
         """Be overridden by an engine that something befalls, once it has said so many tokens of a generation."""
 

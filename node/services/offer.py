@@ -7,10 +7,11 @@ caches hold is remembered here too (`marketplace/warmth.py`), from the jobs that
 
 from collections.abc import Callable
 
-from marketplace.bidding import SellerState, SellerTerms, quote, why_busy
+from marketplace.bidding import SellerState, SellerTerms, quote
 from marketplace.exposure import Exposure
 from marketplace.prefix import leading_turns, prefix_digest
-from marketplace.prompt import Prompt
+from marketplace.prompt import Prompt, only_reads
+from marketplace.room import Coming, Room
 from marketplace.warmth import Prefix, Session, Warmth
 from node.clock import Clock
 from node.logbook import Logbook
@@ -18,7 +19,7 @@ from node.store import Store
 from protocol import limits
 from protocol.envelope import Sealed
 from protocol.identity import PeerId
-from protocol.mesh import Mesh
+from protocol.mesh import Mesh, Stream
 from protocol.messages import (
     NO_HASH,
     Advert,
@@ -59,6 +60,7 @@ class OwnOffer:
         self._terms = terms
         self._device = device
         self._warmth = Warmth()
+        self._coming = Coming()
 
     def describe(self) -> Advert:
         """This device's advert as of now."""
@@ -123,14 +125,30 @@ class OwnOffer:
             return "its adapter is served here no more"
         if model not in self._engine.models:
             return ""
-        status = self._status(model)
-        return why_busy(
-            slots=status.slots,
-            slots_free=status.slots_free,
-            queued=status.queued,
-            queue_free=status.queue_free,
-            wait_ms=round(status.wait_s * 1000),
+        return self._room(model, self._status(model)).why_busy
+
+    # --- what was taken on --------------------------------------------------------------------------------------
+    def expect(self, stream: Stream, award: Award, work: Work) -> None:
+        """A job was taken on, on this stream: until the engine hears of it, it is counted here."""
+        model = Digest(award.model)
+        status = self._engine.status(model) if model in self._engine.models else None
+        seconds = 0.0
+        if status is not None and status.prompt_tokens_per_s and status.tokens_per_s:
+            written = 0 if only_reads(work.task) else work.completion_tokens_max - len(work.received)
+            seconds = Prompt.of(work).estimated_tokens / status.prompt_tokens_per_s
+            seconds += max(0, written) / status.tokens_per_s
+        self._coming.expect(stream, award.model, seconds)
+
+    def arrived(self, stream: Stream) -> None:
+        """The engine has the stream's job, or it will not come. May be called twice."""
+        self._coming.arrived(stream)
+
+    def _room(self, model: bytes, status: EngineStatus) -> Room:
+        """What is left for one more, beside what runs and what is coming."""
+        room = Room(
+            status.slots, status.slots_free, status.queued, status.queue_free, round(status.wait_s * 1000)
         )
+        return room.beside(*self._coming.of(model))
 
     # --- what is warm -------------------------------------------------------------------------------------------
     def note_served(self, award: Award, buyer: PeerId, work: Work, *, privacy: Privacy, written: int) -> None:
@@ -161,7 +179,7 @@ class OwnOffer:
             keys.append(Session(request.sender, wanted.session, wanted.model, wanted.adapter))
         if wanted.prefix:
             keys += [Prefix(wanted.prefix, ""), Prefix(wanted.prefix, owner)]
-        return self._warmth.tokens(*keys, now=self._clock.now())
+        return self._warmth.tokens(*keys, prompt_tokens=wanted.prompt_tokens, now=self._clock.now())
 
     def _status(self, model: Digest) -> EngineStatus:
         """The engine's status; a model that has left its memory has left no cache behind."""
@@ -192,14 +210,15 @@ class OwnOffer:
         device = self._device()
         card = self._engine.models.get(Digest(request.message.model))
         status = self._status(card.digest) if card else None
+        room = self._room(card.digest, status) if card and status else Room(0, 0, 0, 0, 0)
         return SellerState(
             buyer_owner=member.owner if member else None,
             context_tokens=card.context_tokens if card else None,
             is_adapter_ready=self.is_ready(request.message.model, request.message.adapter),
             is_memory_enough=True,
-            slots=status.slots if status else 0,
-            slots_free=status.slots_free if status else 0,
-            queued=status.queued if status else 0,
+            slots=room.slots,
+            slots_free=room.slots_free,
+            queued=room.queued,
             battery_percent=device.battery_percent,
             is_charging=device.is_charging,
             load_percent=device.load_percent,
@@ -209,8 +228,8 @@ class OwnOffer:
             held_micro=ledger.held_micro(buyer),
             credit_line_micro=member.credit_line_micro if member else 0,
             unsettled_micro=self._exposure.micro(buyer),
-            queue_free=status.queue_free if status else 0,
-            wait_ms=round(status.wait_s * 1000) if status else 0,
+            queue_free=room.queue_free,
+            wait_ms=room.wait_ms,
             load_ms=round(status.load_s * 1000) if status else 0,
             warm_tokens=self._warm_tokens(request, member.owner) if member else 0,
             dimensions=card.dimensions if card else 0,

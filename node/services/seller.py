@@ -120,6 +120,12 @@ class Seller:
 
     # --- one job stream -----------------------------------------------------------------------------------------
     async def _serve(self, stream: Stream) -> None:
+        try:
+            await self._serve_one(stream)
+        finally:
+            self._offer.arrived(stream)
+
+    async def _serve_one(self, stream: Stream) -> None:
         opening = await self._wire.receive(stream, Request, Work)
         request = narrow(opening, Request)
         if request is not None:
@@ -176,6 +182,7 @@ class Seller:
                     await self._wire.send(stream, refusal)
                     self._journal.write("award_declined", job=job, buyer=buyer, reason=refusal.reason)
                     return None
+                self._offer.expect(stream, award.message, work.message)
                 await self._accept(stream, award)
                 return award, work
         except MeshError:
@@ -279,6 +286,7 @@ class Seller:
         if detail:
             await stream.send(encode(FailedFrame(reason="lease", detail=detail)))
             return
+        self._offer.expect(stream, award.message, work)
         self._fence.begin(stream.peer_id, work.job_id, work.attempt)
         self._leases.begin(award.id, work.job_id, work.attempt, total_micro=total, now=now)
         run = _Run(Delivery(award=award, work=work, started_s=now), sent_at=now)
@@ -369,6 +377,7 @@ class Seller:
             payer=stream.peer_id,
         )
         frames = self._engine.generate(generation)
+        self._offer.arrived(stream)
         try:
             async for frame in frames:
                 match frame:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from marketplace.bidding import WAIT_MS_MAX, SellerState, SellerTerms, quote
+from marketplace.bidding import SellerState, SellerTerms, quote
 from marketplace.pricing import Prices
+from marketplace.room import WAIT_MS_MAX
 from protocol.messages import Bid, Decline
 from tests.marketplace.parties import request
 

@@ -18,23 +18,41 @@ def note(
     warmth.note(key, model=model, tokens=tokens, tokens_max=10_000, now=now)
 
 
+def warm(warmth: Warmth, *keys: Session | Prefix, now: float, prompt_tokens: int = 1_000) -> int:
+    return warmth.tokens(*keys, prompt_tokens=prompt_tokens, now=now)
+
+
 def test_the_longest_warm_beginning_counts() -> None:
     """A session's cache begins with its system prompt: they are one cache, not two."""
     warmth, session = Warmth(), Session(ANN, SESSION, MODEL, NO_HASH)
     note(warmth, PUBLIC, 100)
     note(warmth, session, 700)
 
-    assert warmth.tokens(PUBLIC, session, now=1) == 700
-    assert warmth.tokens(PUBLIC, now=1) == 100
-    assert warmth.tokens(now=1) == 0
+    assert warm(warmth, PUBLIC, session, now=1) == 700
+    assert warm(warmth, PUBLIC, now=1) == 100
+    assert warm(warmth, now=1) == 0
+
+
+def test_a_beginning_longer_than_the_prompt_is_none_of_it() -> None:
+    """The session's name is used again for a new conversation: nothing of the old one can be promised."""
+    warmth, session = Warmth(), Session(ANN, SESSION, MODEL, NO_HASH)
+    note(warmth, PUBLIC, 100)
+    note(warmth, session, 700)
+
+    assert [warm(warmth, PUBLIC, session, prompt_tokens=size, now=1) for size in (99, 100, 699, 700)] == [
+        0,
+        100,
+        100,
+        700,
+    ]
 
 
 def test_what_was_not_used_for_long_is_cold() -> None:
     warmth = Warmth()
     note(warmth, PUBLIC, now=0)
 
-    assert warmth.tokens(PUBLIC, now=WARM_S) == 100
-    assert warmth.tokens(PUBLIC, now=WARM_S + 1) == 0
+    assert warm(warmth, PUBLIC, now=WARM_S) == 100
+    assert warm(warmth, PUBLIC, now=WARM_S + 1) == 0
     assert warmth.told(now=WARM_S + 1) == ()
 
 
@@ -43,7 +61,7 @@ def test_a_session_is_warm_for_its_own_buyer_only() -> None:
     warmth = Warmth()
     note(warmth, Session(ANN, SESSION, MODEL, NO_HASH))
 
-    assert warmth.tokens(Session(BOB, SESSION, MODEL, NO_HASH), now=1) == 0
+    assert warm(warmth, Session(BOB, SESSION, MODEL, NO_HASH), now=1) == 0
 
 
 def test_a_prompt_of_one_owner_is_told_to_nobody_and_warm_for_its_devices_alone() -> None:
@@ -51,9 +69,9 @@ def test_a_prompt_of_one_owner_is_told_to_nobody_and_warm_for_its_devices_alone(
     note(warmth, OF_ALICE)
 
     assert warmth.told(now=1) == ()
-    assert warmth.tokens(PUBLIC, now=1) == 0
-    assert warmth.tokens(Prefix(b"8 bytes!", "bob"), now=1) == 0
-    assert warmth.tokens(OF_ALICE, now=1) == 100
+    assert warm(warmth, PUBLIC, now=1) == 0
+    assert warm(warmth, Prefix(b"8 bytes!", "bob"), now=1) == 0
+    assert warm(warmth, OF_ALICE, now=1) == 100
 
 
 def test_the_newest_few_are_told() -> None:
@@ -74,7 +92,7 @@ def test_no_more_is_promised_than_the_cache_can_hold() -> None:
 
     warmth.note(prefixes[2], model=MODEL, tokens=500, tokens_max=1_000, now=0)
 
-    assert [warmth.tokens(prefix, now=1) for prefix in prefixes] == [900, 0, 500]
+    assert [warm(warmth, prefix, now=1) for prefix in prefixes] == [900, 0, 500]
 
 
 @pytest.mark.parametrize(("model", "left"), [(MODEL, 0), (OTHER_MODEL, 100)])
@@ -84,7 +102,7 @@ def test_what_an_engine_lost_is_forgotten(model: bytes, left: int) -> None:
 
     warmth.forget(model)
 
-    assert warmth.tokens(PUBLIC, now=1) == left
+    assert warm(warmth, PUBLIC, now=1) == left
 
 
 def test_a_flood_of_system_prompts_keeps_the_table_bounded() -> None:

@@ -76,6 +76,7 @@ def picture(daemon: Daemon) -> object:
         {"seller": person("cat").peer_id},
         {"hold_micro": 10 * 10 + 50 * 40 - 1},
         {"lease_ms": 600_001},
+        {"session": b"s" * 32},
     ],
     ids=lambda lie: next(iter(lie)),
 )
