@@ -37,9 +37,10 @@ class Config:
     relay: bool = True
     relays: tuple[str, ...] = ()
     connections_max: int = 128
-    slots: int = 1
+    slots: int = 4
     threads: int = 0
     context_tokens: int = 4_096
+    memory_percent: int = 80
     price_prompt_micro: int = 10
     price_completion_micro: int = 40
     owner_percent: int = 100
@@ -130,6 +131,7 @@ _RANGES = {
     "slots": (1, 64),
     "threads": (0, 256),
     "context_tokens": (256, 1_048_576),
+    "memory_percent": (5, 95),
     "price_prompt_micro": (0, MICRO_MAX),
     "price_completion_micro": (0, MICRO_MAX),
     "owner_percent": (0, 100),
@@ -169,10 +171,13 @@ DEFAULT_TOML = """\
 # the OpenAI-compatible API and the control centre
 # gateway = "127.0.0.1:8420"
 
-# requests answered at once, CPU threads (0: the cores but one), tokens of context for each request
-# slots = 1
+# requests answered at once, each slower than alone, all together faster; CPU threads (0: the cores but one); tokens of
+# context for each request; and of this machine's memory the share that models may take: they stay there until another
+# one needs the room, the one used least recently going first
+# slots = 4
 # threads = 0
 # context_tokens = 4096
+# memory_percent = 80
 
 # what this device asks for a token read and a token written, in micro-credits (a credit is 1000000 of them), when it is
 # idle and on mains power (a busy one asks up to twice that); and what your own other devices pay of it, in percent,

@@ -11,12 +11,13 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import SystemRandom
 
+import psutil
 import trio
 
 from node.api_keys import ApiKeys
@@ -40,7 +41,15 @@ from node.tolerances import Tolerances
 from protocol.errors import AgoraError
 from protocol.identity import Identity
 from runtime.capacity import measure
-from runtime.engine import ChatMessage, Digest, EngineError, Generation, ModelCard
+from runtime.engine import (
+    ChatMessage,
+    Digest,
+    EngineBusy,
+    EngineError,
+    Generation,
+    ModelCard,
+    ModelLoading,
+)
 from runtime.llama.backend import LlamaEngine
 from runtime.llama.examiner import LlamaExaminer
 from runtime.model_store import ModelStore
@@ -140,6 +149,7 @@ async def _open(
         slots=config.slots,
         context_tokens=config.context_tokens,
         threads=config.threads or None,
+        memory_bytes_max=psutil.virtual_memory().total * config.memory_percent // 100,
     )
     host = Host(
         identity,
@@ -178,8 +188,7 @@ async def _open(
     if is_log_trusted:
         node.logbook.confirm()
     nursery.start_soon(engine.run)  # its child may still be loading a model while the mesh already asks
-    if newest := list(models.models)[-1:]:
-        nursery.start_soon(_warm_up, engine, newest[0], journal)
+    nursery.start_soon(_warm_up_all, engine, journal)
     await nursery.start(examiner.run)
     await nursery.start(node.run)
     await nursery.start(host.run)
@@ -216,13 +225,28 @@ class _Library:
         return card
 
 
-async def _warm_up(engine: LlamaEngine, model: Digest, journal: Journal) -> None:
+async def _warm_up_all(engine: LlamaEngine, journal: Journal) -> None:
+    """Load the newest model, then those for which there is room beside it: the others are loaded when they are asked for."""
+    newest_first = list(engine.models)[::-1]
+    for model in newest_first:
+        await _warm_up(engine, model, journal, is_modest=model != newest_first[0])
+    if len(newest_first) > 1:  # the newest one stays longest, should one that is asked for need the room
+        with suppress(EngineError):
+            await engine.load(newest_first[0], is_modest=True)
+
+
+async def _warm_up(engine: LlamaEngine, model: Digest, journal: Journal, *, is_modest: bool = False) -> None:
     """Load a model and let it say a few words: the first client does not wait, and bids know the speed."""
     request = Generation(model, (ChatMessage("user", WARM_UP_PROMPT),), tokens_max=WARM_UP_TOKENS)
+    if dimensions := engine.models[model].dimensions:
+        request = Generation(model, (), dimensions, task="embedding", inputs=(WARM_UP_PROMPT,))
     try:
+        await engine.load(model, is_modest=is_modest)
         async with aclosing(engine.generate(request)) as frames:
             async for _frame in frames:
                 pass
+    except (EngineBusy, ModelLoading):
+        return  # it has no place beside the others, or they are asked for already: it is measured when its turn comes
     except EngineError as error:
         journal.write("model_unusable", digest=model, reason=str(error))
         return
@@ -232,6 +256,7 @@ async def _warm_up(engine: LlamaEngine, model: Digest, journal: Journal) -> None
         digest=model,
         tokens_per_s=round(status.tokens_per_s, 1),
         prompt_tokens_per_s=round(status.prompt_tokens_per_s, 1),
+        cache_tokens=engine.cells(model),
     )
 
 

@@ -61,7 +61,7 @@ class ModelStore:
         for leftover in directory.glob(".incoming-*"):
             leftover.unlink()
         self._entries: dict[Digest, _Entry] = {}
-        for path in sorted(directory.glob("*.json")):
+        for path in sorted(directory.glob("*.json"), key=_written):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 entry = _read_card(path)
                 if self.path(entry.card.digest).is_file() and path == self._card_path(entry.card.digest):
@@ -274,6 +274,14 @@ def _digest(path: Path, on_progress: Callable[[int, int], None]) -> bytes:
             done += len(piece)
             on_progress(done, total)
     return digest.digest()
+
+
+def _written(path: Path) -> tuple[int, str]:
+    """When a card was written: models are listed in the order in which they came."""
+    try:
+        return path.stat().st_mtime_ns, path.name
+    except OSError:
+        return 0, path.name
 
 
 def _read_card(path: Path) -> _Entry:

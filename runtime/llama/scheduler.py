@@ -501,8 +501,9 @@ class Scheduler:
         """It is in memory: those who wished for it come now, or soon."""
         for wish in [wish for wish in self._wishes if wish.model == model]:
             self._wishes.remove(wish)
+            resident = self.memory.use(model)
             if not wish.is_modest:
-                self.memory.use(model).keep_until = trio.current_time() + KEPT_FOR_S
+                resident.keep_until = trio.current_time() + KEPT_FOR_S
             wish.end()
 
     # --- adapters ------------------------------------------------------------------------------------------------
