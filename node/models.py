@@ -10,7 +10,7 @@ Behind any of these a patch of the model's line may be named:
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -95,7 +95,7 @@ class ModelNames:
                     architecture=shown.architecture,
                     quantisation=shown.quantisation,
                     context_tokens=max(contexts),
-                    dimensions=shown.dimensions,
+                    dimensions=card.dimensions if card else _told_dimensions(offers),
                     holders=[*([self._me] if card else []), *sorted(peer for peer, _ in offers)],
                     is_local=card is not None,
                     is_published=self._assembly().name_of(digest) is not None,
@@ -133,9 +133,7 @@ class ModelNames:
         """
         if card := self._engine.models.get(Digest(digest)):
             return card.dimensions
-        told = Counter(model.dimensions for _, model in self._offered().get(digest, []))
-        fitting = {each: count for each, count in told.items() if not unfit(task, each)} or told
-        return max(fitting, key=lambda each: (fitting[each], -each), default=0)
+        return _told_dimensions(self._offered().get(digest, []), task)
 
     async def prompt_tokens(self, request: ChatRequest) -> int | None:
         """Return how many tokens a chat's prompt has; None: nobody here can tell before it is read.
@@ -183,13 +181,17 @@ class ModelNames:
         return bytes.fromhex(self.view(name).digest)
 
     def view(self, name: str, task: Task = "chat") -> ModelView:
-        """Show the base that a name stands for, whatever patch it names; `auto` is the best for a task.
+        """Show the base that a name stands for, whatever patch it names, as a task would have it.
 
         Raises:
             UnknownModelName: nobody here holds such a model; the error names those that are held.
         """
+        found = self._find(name.partition("+")[0], task)
+        dimensions = self.dimensions(bytes.fromhex(found.digest), task)
+        return msgspec.structs.replace(found, dimensions=dimensions)
+
+    def _find(self, name: str, task: Task) -> ModelView:
         views = self._bases()
-        name = name.partition("+")[0]
         if name == "auto" and views:
             embeds = task == "embedding"
             return max(
@@ -210,3 +212,10 @@ class ModelNames:
             if by_digest or (published is not None and view.digest == published.hex()):
                 return view
         raise UnknownModelName(name, tuple(view.id for view in views))
+
+
+def _told_dimensions(offers: Sequence[tuple[PeerId, ModelOffer]], task: Task | None = None) -> int:
+    """Return what most adverts say of a model's vectors; of those that suit a task, where one does."""
+    told = Counter(model.dimensions for _, model in offers)
+    fitting = {each: count for each, count in told.items() if task is None or not unfit(task, each)} or told
+    return max(fitting, key=lambda each: (fitting[each], -each), default=0)

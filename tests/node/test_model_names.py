@@ -1,0 +1,77 @@
+"""What a name stands for: which model, what it can do, and how long a prompt of it is."""
+
+from dataclasses import replace
+
+import pytest
+
+from node.chat import ChatRequest, UnknownModelName
+from runtime.echo import ECHO_MODEL, echo_card
+from runtime.engine import ChatMessage, Digest, ModelCard, PromptTooLong
+from tests.node.world import Daemon, Engine, World, chat_request
+
+EMBEDDER = Digest(bytes(31) + b"v")
+CARDS = (echo_card(), echo_card(EMBEDDER, "echo-vectors", dimensions=6))
+WORDS = "what is an agora?"
+
+
+async def seller(world: World, name: str, *cards: ModelCard) -> Daemon:
+    daemon = await world.add(name, engine=Engine(cards=cards or CARDS))
+    await world.acquaint(world.founder, daemon)
+    return daemon
+
+
+async def test_a_model_that_embeds_is_listed_with_its_dimensions(world: World) -> None:
+    bob = await seller(world, "bob")
+
+    for node in (bob.node, world.founder.node):
+        found = {model.digest: model.dimensions for model in node.models()}
+        assert found == {ECHO_MODEL.hex(): 0, EMBEDDER.hex(): 6}
+        assert (node.model("auto").digest, node.model("auto", "embedding").digest) == (
+            ECHO_MODEL.hex(),
+            EMBEDDER.hex(),
+        )
+
+
+async def test_a_name_stands_for_its_base_whatever_patch_it_names(world: World) -> None:
+    bob = await seller(world, "bob")
+    name = bob.node.model("auto", "embedding").id
+
+    assert bob.node.model(f"{name}+base") == bob.node.model(name)
+    with pytest.raises(UnknownModelName, match="no model 'gpt-9' on this mesh; it has: "):
+        bob.node.model("gpt-9")
+
+
+async def test_a_liar_about_dimensions_keeps_nobody_from_asking(world: World) -> None:
+    """One that says a model writes, or has other vectors, changes nothing for whoever wants it embed."""
+    for name in ("bob", "cat"):
+        await seller(world, name)
+    await seller(world, "eve", replace(CARDS[1], dimensions=0))
+    await seller(world, "eva", replace(CARDS[1], dimensions=7), replace(CARDS[0], dimensions=7))
+
+    embedder = world.founder.node.model("auto", "embedding")
+
+    assert (embedder.digest, embedder.dimensions) == (EMBEDDER.hex(), 6)
+    assert world.founder.node.model("auto").digest == ECHO_MODEL.hex()
+    assert world.founder.node.model("auto").dimensions == 0
+
+
+async def test_a_prompt_is_counted_where_the_model_is_in_memory_and_nowhere_else(world: World) -> None:
+    bob = await seller(world, "bob")
+    asked = chat_request(WORDS)
+    text = ChatRequest(model="auto", messages=(), task="completion", inputs=(WORDS,))
+
+    counted = await bob.node.prompt_tokens(asked)
+
+    answer = await bob.chat(WORDS, privacy="local")
+    assert answer.finished is not None
+    assert counted == answer.finished.prompt_tokens
+    assert await world.founder.node.prompt_tokens(asked) is None
+    assert await bob.node.prompt_tokens(text) is None
+
+
+async def test_a_prompt_that_is_too_long_is_told_when_it_is_counted(world: World) -> None:
+    bob = await seller(world, "bob")
+    asked = replace(chat_request(WORDS), messages=(ChatMessage("user", "a " * 10_000),))
+
+    with pytest.raises(PromptTooLong):
+        await bob.node.prompt_tokens(asked)
