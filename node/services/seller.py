@@ -68,6 +68,7 @@ from runtime.engine import (
     EngineError,
     Finished,
     Generation,
+    Phase,
     Progress,
     Sampling,
     Tokens,
@@ -391,7 +392,8 @@ class Seller:
                                 stream.peer_id, work.job_id, work.attempt, delivery.amount_micro
                             )
                     case Progress(phase, done, total):
-                        delivery.prompt_tokens = total
+                        if phase in (Phase.PREFILL, Phase.DECODE):  # else it counts no tokens
+                            delivery.prompt_tokens = total
                         await self._send(
                             stream, run, ProgressFrame(phase=phase.value, done=done, total=total)
                         )

@@ -271,10 +271,10 @@ class Batcher:
         return self._harvest(shares, ended)
 
     def progress(self, call: int) -> tuple[int, int]:
-        """Return how many of how many tokens are in the cache before the next one can be drawn."""
+        """Return how many of a job's prompt tokens are in the cache, and how many it has."""
         for job in self.jobs:
             if job.call == call:
-                return min(len(job.sequence.cached), len(job.tokens)), len(job.tokens)
+                return min(len(job.sequence.cached), job.prompt_tokens), job.prompt_tokens
         return 0, 0
 
     # --- a step --------------------------------------------------------------------------------------------------
