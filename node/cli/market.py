@@ -29,8 +29,8 @@ def jobs(context: typer.Context, home: HomeOption = None, as_json: JsonOption = 
         print_json(found)
         return
     shown = table(
-        "job", "at", "state", "model", "seller", "price", "tokens", "ttft", "tok/s",
-        right=("price", "tokens", "ttft", "tok/s"), fold=("model",),
+        "job", "at", "state", "model", "seller", "price", "tokens", "ttft", "tok/s", "promised",
+        right=("price", "tokens", "ttft", "tok/s"), fold=("model", "promised"),
     )  # fmt: skip
     for job in found:
         shown.add_row(
@@ -43,6 +43,8 @@ def jobs(context: typer.Context, home: HomeOption = None, as_json: JsonOption = 
             f"{job['prompt_tokens']}+{job['completion_tokens']}",
             milliseconds(job["ttft_s"]),
             f"{job['tokens_per_s']:,.0f}" if job["tokens_per_s"] else "–",
+            promise(job["promised_ttft_ms"], job["promised_tokens_per_s"]).removeprefix("first token ")
+            or "–",
         )
     out.print(shown if found else "no jobs yet; ask something with 'agora chat'")
 
@@ -109,11 +111,31 @@ def attempt_story(attempt: dict[str, Any]) -> list[Text]:
         reason = f": {attempt['reason']}" if attempt["reason"] else ""
         receipt = f" · receipt {attempt['receipt_id'][:16]}" if attempt["receipt_id"] else ""
         lines.append(cell(f"  {short(attempt['seller'])} {outcome}{reason}{receipt}"))
+        lines += promise_lines(attempt)
     if attempt["verification"]:
         style = VERIFICATION_STYLES.get(attempt["verification"], "")
         detail = f": {attempt['verification_detail']}" if attempt["verification_detail"] else ""
         lines.append(Text.assemble("  verification ", (attempt["verification"], style), cell(detail)))
     return lines
+
+
+def promise_lines(attempt: dict[str, Any]) -> list[Text]:
+    """Return what its seller promised beside what came; nothing where nothing was promised or came."""
+    promised = promise(attempt["promised_ttft_ms"], attempt["promised_tokens_per_s"])
+    came = promise(attempt["ttft_ms"], attempt["tokens_per_s"])
+    if not (promised and came):
+        return []
+    return [cell(f"  promised {promised} · delivered {came}")]
+
+
+def promise(ttft_ms: float | None, tokens_per_s: float | None) -> str:
+    """Return a time to the first token and a speed, as far as there are any."""
+    parts = []
+    if ttft_ms:
+        parts.append(f"first token {ttft_ms:,.0f} ms")
+    if tokens_per_s:
+        parts.append(f"{tokens_per_s:,.0f} tok/s")
+    return ", ".join(parts)
 
 
 def bid_line(bid: dict[str, Any]) -> Text:

@@ -107,8 +107,22 @@ async def test_the_story_of_a_job_says_who_was_asked_and_what_it_came_to(
         "0.000013 credits",
         "first token 100 ms",
         "receipt efef",
+        "promised first token 80 ms, 20 tok/s · delivered first token 95 ms, 9 tok/s",
     ):
         assert part in told.out
+
+
+async def test_the_list_of_jobs_shows_what_was_promised_beside_what_came(
+    node: FakeNode, agora: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert node.jobs()
+    monkeypatch.setenv("COLUMNS", "160")
+
+    told = await agora("jobs")
+
+    header, *rows = told.out.splitlines()
+    assert header.split()[-3:] == ["ttft", "tok/s", "promised"]
+    assert "100 ms      9  80 ms, 20 tok/s" in rows[0]
 
 
 async def test_an_invitation_is_one_line_to_paste(node: FakeNode, agora: Callable[..., object]) -> None:

@@ -274,11 +274,13 @@ class FakeNode:
         return JobView(
             job_id=JOB_ID, kind="chat", state="settled", model="tiny", digest="cd" * 32, privacy="owner", seller=BOB,
             attempt=1, price_micro=13, prompt_tokens=7, completion_tokens=3, ttft_s=0.1, tokens_per_s=9.0, started_at=1.0,
-            finished_at=2.0, declines=[], attempts=[self._attempt()], receipts=["ef" * 32],
+            finished_at=2.0, declines=[], attempts=[self._attempt()], receipts=["ef" * 32], promised_ttft_ms=80,
+            promised_tokens_per_s=20.0,
         )  # fmt: skip
 
     def _attempt(self) -> AttemptView:
         return AttemptView(
             attempt=1, asked=[BOB], window_ms=50.0, bids=[], declines=[], seller=BOB, is_lease=False, outcome="settled",
-            reason="", tokens=3, receipt_id="ef" * 32, auction_ms=5.0,
+            reason="", tokens=3, receipt_id="ef" * 32, auction_ms=5.0, promised_ttft_ms=80, promised_tokens_per_s=20.0,
+            ttft_ms=95.0, tokens_per_s=9.0,
         )  # fmt: skip
