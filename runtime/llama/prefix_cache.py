@@ -159,9 +159,12 @@ class PrefixCache:
         for sequence in self.sequences if self._can_share else ():
             if sequence.adapter != adapter:
                 continue
-            keep = min(common_length(sequence.cached, tokens), len(tokens) - 1)
-            if keep <= sequence.exact_tokens:
-                # All of it was computed as a cold run would: go on where a cold run begins a chunk, and stay exact.
+            common = common_length(sequence.cached, tokens)
+            keep = min(common, len(tokens) - 1)
+            # What was computed as a cold run would is cut where a cold run begins a chunk, to stay exact. And who does
+            # not go on from all of it gets whole chunks: else the time to the first token would tell a stranger, one
+            # token after the other, how another's prompt goes on.
+            if keep <= sequence.exact_tokens or common < len(sequence.cached):
                 keep -= keep % self._chunk
             if keep > most or (keep == most > 0 and best and best.is_taken and not sequence.is_taken):
                 best, most = sequence, keep

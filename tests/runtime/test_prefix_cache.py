@@ -234,6 +234,25 @@ def test_exact_reuse_goes_on_where_a_cold_run_begins_a_chunk() -> None:
     assert (beside.cached, beside.exact_tokens) == ([9, 8, 7, 6, 5, 4], 0)
 
 
+def test_a_guess_at_another_prompt_is_told_right_in_whole_chunks_only() -> None:
+    """Else the time to the first token would tell it token by token."""
+    memory = Cells()
+    cache = cache_of(memory)
+    secret = Run([1, 2, 3, 4, 5, 6, 7, 8, 9], cache.take([1, 2, 3, 4, 5, 6, 7, 8, 9], 9, None), None)
+    for _ in range(3):
+        compute(memory, cache, secret, CHUNK, is_exact=False)
+    cache.release(secret.sequence)
+
+    reused = []
+    for right in range(4, 9):
+        guess = cache.take([*range(1, right + 1), 99, 99], right + 2, None)
+        reused.append(len(guess.cached))
+        cache.release(guess)
+        cache.forget(guess)
+
+    assert reused == [4, 4, 4, 4, 8]
+
+
 def test_numbers_that_are_not_finite_leave_nothing_to_reuse() -> None:
     memory = Cells()
     cache = cache_of(memory)
