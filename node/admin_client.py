@@ -102,6 +102,14 @@ class AdminClient:
         """Agree to a proposed charter with that device."""
         return await self._verb("/api/charter/sign", {"id": proposal})
 
+    async def place_recovery(self, author: str, change: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the next charter for a recovery key to sign."""
+        return await self._verb("/api/charter/recovery/place", {"author": author, "change": dict(change)})
+
+    async def recover_charter(self, raw: bytes) -> dict[str, Any]:
+        """Hand over a charter that a recovery key has signed; that device agrees to it."""
+        return await self._verb("/api/charter/recovery", {"sealed": raw.hex()})
+
     async def invite(
         self, *, expires_s: float, uses: int, owner: str | None, credit_line_micro: int
     ) -> dict[str, Any]:

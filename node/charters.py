@@ -102,6 +102,22 @@ class Charters:
         entry, agreed = the_only(proposed, prefix, what="proposed charters", see="agora charter show")
         if me not in agreed.missing:
             raise StartError("this device has agreed to it already, or stands on neither roll")
+        return await self._agree(entry)
+
+    async def agree(self, charter: bytes) -> dict[str, Any]:
+        """Agree to a charter that a recovery key has signed, if this device stands on a roll; say how far it is then.
+
+        Raises:
+            StartError: another charter of its version is in force.
+        """
+        for entry, agreed in self._logbook.assembly.proposed_charters():
+            if entry.id == charter:
+                return (
+                    await self._agree(entry) if self._logbook.me in agreed.missing else self._outcome(entry)
+                )
+        raise StartError("another charter of that version is in force; run 'agora charter show'")
+
+    async def _agree(self, entry: Sealed[Charter]) -> dict[str, Any]:
         consent = await self._logbook.write(
             CharterConsent,
             lambda index, prev: CharterConsent(

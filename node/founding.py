@@ -5,6 +5,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from marketplace.assembly.charter import founding_charter
 from node import config, database
@@ -16,7 +17,7 @@ from node.logbook import ENTRY, MESH
 from node.new_home import making
 from protocol.envelope import Sealed, Sequence, seal
 from protocol.identity import Identity, PeerId
-from protocol.messages import NO_HASH, Charter
+from protocol.messages import NO_HASH, Entry
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,19 @@ def found(
         write_recovery(home.recovery, Recovery(recovery.seed, human.seed, charter.raw), code)
         config.write_default(home.config, owner=owner)
         api_key = ApiKeys(home.api_keys).create("first")[1]
-        belong(home, charter)
+        belong(home, (cast("Sealed[Entry]", charter),))
     return Founded(charter.id.hex(), device.peer_id, code, api_key)
 
 
-def belong(home: Home, charter: Sealed[Charter]) -> None:
-    """Make the home a member's: its mesh and the charter that proves it, on disk when this returns."""
-    records = [Record(MESH, b"id", charter.id)]
-    records.append(Record(ENTRY, charter.id, charter.raw))
+def belong(home: Home, entries: tuple[Sealed[Entry], ...]) -> None:
+    """Make the home a member's: its mesh and the entries that prove it, on disk when this returns.
+
+    Args:
+        home: new.
+        entries: of the mesh's assembly, the founding charter first, in an order in which they can be folded.
+    """
+    records = [Record(MESH, b"id", entries[0].id)]
+    records += [Record(ENTRY, entry.id, entry.raw) for entry in entries]
     with closing(database.open_file(home.database)) as connection, connection:
         for statement, rows in database.statements(records):
             connection.executemany(statement, rows)

@@ -12,7 +12,7 @@ from typing import cast
 
 import trio
 
-from marketplace.assembly.invitation import Invite, join_request, open_answer, parse
+from marketplace.assembly.invitation import Invite, Welcome, join_request, open_answer, parse
 from node import config
 from node.api_keys import ApiKeys
 from node.clock import MembersTime, SystemClock
@@ -23,11 +23,12 @@ from node.journal import Journal
 from node.keys import create_device_key
 from node.new_home import making, refuse_used
 from node.wire import Wire
-from protocol.envelope import Sealed, narrow
-from protocol.errors import AgoraError, MeshError, RemoteProtocolError
+from protocol import limits
+from protocol.envelope import narrow
+from protocol.errors import AgoraError, MeshError, RemoteProtocolError, TooLarge
 from protocol.identity import Identity, PeerId
-from protocol.mesh import Mesh
-from protocol.messages import Admitted, Charter, Entries, Refusal
+from protocol.mesh import Mesh, Stream
+from protocol.messages import Entries, Refusal
 from protocol.topics import ADMISSION
 
 JOIN_TIMEOUT_S = 30.0
@@ -55,18 +56,19 @@ def join(home_path: Path, invitation: str, *, device_passphrase: str | None = No
         home.check_place()
         refuse_used(home)  # before an invitation is spent on it
     identity = Identity.generate()
-    charter, admitted = trio.run(_ask, invite, identity)
+    welcome = trio.run(_ask, invite, identity)
+    admitted = welcome.admitted
     with making(home_path) as home:
         create_device_key(home, device_passphrase, identity=identity)
         config.write_default(
             home.config, owner=admitted.message.owner, bootstrap=invite.sealed.message.addresses
         )
         api_key = ApiKeys(home.api_keys).create("first")[1]
-        belong(home, charter)
+        belong(home, welcome.entries)
     return Joined(invite.mesh.hex(), identity.peer_id, admitted.message.owner, api_key)
 
 
-async def _ask(invite: Invite, identity: Identity) -> tuple[Sealed[Charter], Sealed[Admitted]]:
+async def _ask(invite: Invite, identity: Identity) -> Welcome:
     from node.host import Host, HostSettings  # noqa: PLC0415  # 0.7 s that a refused invitation need not wait for
 
     settings = HostSettings(listen=(), mdns=False, relay=False)
@@ -90,10 +92,8 @@ async def _ask(invite: Invite, identity: Identity) -> tuple[Sealed[Charter], Sea
     raise StartError(f"the inviter did not answer within {JOIN_TIMEOUT_S:.0f} s; is its daemon up?")
 
 
-async def _ask_issuer(
-    mesh: Mesh, wire: Wire, invite: Invite
-) -> tuple[Sealed[Charter], Sealed[Admitted]] | AgoraError:
-    """Return the charter and our admission, or why not: an error here must not be wrapped in a nursery's group."""
+async def _ask_issuer(mesh: Mesh, wire: Wire, invite: Invite) -> Welcome | AgoraError:
+    """Return our admission, or why not: an error here must not be wrapped in a nursery's group."""
     reasons = []
     for address in invite.sealed.message.addresses:
         try:
@@ -101,6 +101,7 @@ async def _ask_issuer(
             stream = await mesh.open_stream(peer_id, ADMISSION)
             await wire.send(stream, join_request(invite, wire.identity.peer_id))
             reply = await wire.receive(stream, Entries, Refusal)
+            history = [] if isinstance(reply.message, Refusal) else await _history(stream, wire)
             await stream.end()
         except MeshError as error:
             reasons.append(str(error))
@@ -114,12 +115,26 @@ async def _ask_issuer(
                 return StartError(f"the inviter can admit nobody now: {said.detail}; try again later")
             return StartError(f"the inviter refused ({said.reason}): {said.detail}; ask for a new invitation")
         try:
-            assembly, admitted = open_answer(cast("Entries", reply.message), invite, wire.identity.peer_id)
+            return open_answer(cast("Entries", reply.message), invite, wire.identity.peer_id, history)
         except RemoteProtocolError as error:
             return StartError(f"the inviter's answer does not verify ({error}); ask for a new invitation")
-        charter = assembly.entries_after(assembly.founder, -1)[0]
-        return cast("Sealed[Charter]", charter), admitted
     return StartError(
         f"no address of the inviter answers ({reasons[0] if reasons else 'none given'}); "
         "is its daemon up, and on this network?"
     )
+
+
+async def _history(stream: Stream, wire: Wire) -> list[bytes]:
+    """Return what the assembly has written, as the issuer tells it.
+
+    Raises:
+        RemoteProtocolError: it is more than any assembly may have written.
+    """
+    history: list[bytes] = []
+    left = limits.ASSEMBLY_LOG_BYTES_MAX
+    while raws := (await wire.receive(stream, Entries)).message.entries:
+        left -= sum(map(len, raws))
+        if left < 0:
+            raise TooLarge(f"the inviter sends more than {limits.ASSEMBLY_LOG_BYTES_MAX} bytes of history")
+        history += raws
+    return history

@@ -72,13 +72,13 @@ def is_device_key_sealed(home: Home) -> bool:
     return secret_file.is_sealed(data)
 
 
-def create_human_key(home: Home, passphrase: str) -> Identity:
-    """Write a new human key under the passphrase and return it.
+def create_human_key(home: Home, passphrase: str, identity: Identity | None = None) -> Identity:
+    """Write a human key under the passphrase and return it: a new one, or the one that a recovery file has kept.
 
     Raises:
         StartError: there is one already, or the passphrase is empty.
     """
-    identity = Identity.generate()
+    identity = identity or Identity.generate()
     _write_new(home.human_key, secret_file.seal(identity.seed, passphrase, kind=_HUMAN_KIND), "human key")
     return identity
 

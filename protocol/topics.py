@@ -54,7 +54,7 @@ RUNS = Topic("/agora/runs/1", frozenset({"run_announcement"}), message_bytes_max
 
 # The first stream on each connection, opened by the side that dialled: [Hello] -> [Hello].
 HELLO = StreamProtocol("/agora/hello/1", frame_bytes_max=limits.HELLO_BYTES_MAX, streams_max=2)
-# [JoinRequest] -> [Entries | Refusal]
+# [JoinRequest] -> [Entries], [Entries]... until one is empty; or [Refusal]
 ADMISSION = StreamProtocol("/agora/admission/1", frame_bytes_max=limits.ENTRIES_BYTES_MAX, streams_max=1)
 # [Advert], one way, to about 20 sampled peers.
 ADVERT = StreamProtocol("/agora/advert/1", frame_bytes_max=limits.ADVERT_BYTES_MAX, streams_max=2)

@@ -307,6 +307,11 @@ class Assembly:
         reign = self._reigns[-1]
         return (author in reign.approvers or author in reign.recovery) and not self.is_barred(author)
 
+    @property
+    def recovery_keys(self) -> frozenset[PeerId]:
+        """The keys that may write the next charter in the place of a lost roll."""
+        return self._reigns[-1].recovery
+
     def is_alone(self, peer_id: PeerId) -> bool:
         """Whether a member is the only one."""
         return all(

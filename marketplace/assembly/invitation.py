@@ -3,8 +3,8 @@
 An invite text travels out of band (a paste, a QR code). It holds the mesh id, the invitation signed by a member of the
 roll, and a one-use key. The joiner signs its peer id with that key, so whoever overhears the join request learns nothing
 that admits another device. The issuer answers with the founding charter and an `Admitted` entry, and the joiner verifies
-by itself that the charter hashes to the mesh id of the text, that the inviter stands on its roll, and that the entry
-names the joiner.
+by itself that the charter hashes to the mesh id of the text, that the inviter stands on its roll or on a later one's, and
+that the entry names the joiner. Whether it does shows in what the assembly has written since, which comes with the answer.
 
 The issuer alone counts an invitation's uses (docs/adr/0001): each is an `Admitted` entry of its own log that names the
 invitation, so nothing else has to be stored.
@@ -12,6 +12,7 @@ invitation, so nothing else has to be stored.
 
 import base64
 import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Annotated, cast
@@ -36,6 +37,7 @@ from protocol.messages import Admitted, Charter, Entries, Entry, Hash, Invitatio
 
 PREFIX = "agora1"
 CHECKSUM_BYTES = 4  # against a lost or mistyped character; tampering is what the signature is for
+FOLDS_MAX = 8  # times that entries which came too early are tried again; they come in an order that needs two
 _KINDS = frozenset({Invitation.kind})
 
 
@@ -251,26 +253,44 @@ def _verified(request: Sealed[JoinRequest], issuer: PeerId, assembly: Assembly) 
     return invitation
 
 
+@dataclass(frozen=True)
+class Welcome:
+    """A verified yes.
+
+    Attributes:
+        assembly: the mesh's, as far as the issuer has told it.
+        admitted: the entry that admits us.
+        entries: all of the assembly's, the founding charter first, in an order in which they can be folded.
+    """
+
+    assembly: Assembly
+    admitted: Sealed[Admitted]
+    entries: tuple[Sealed[Entry], ...]
+
+
 def answer(assembly: Assembly, admitted: Sealed[Entry]) -> Entries:
-    """Return the issuer's yes: what the joiner needs to verify it by itself; the rest comes by sync."""
+    """Return the issuer's yes. What the assembly has written since its founding follows it; see `history`."""
     return Entries(entries=(assembly.entries_after(assembly.founder, -1)[0].raw, admitted.raw))
 
 
-def open_answer(entries: Entries, invite: Invite, peer_id: PeerId) -> tuple[Assembly, Sealed[Admitted]]:
+def history(assembly: Assembly) -> Iterator[Sealed[Entry]]:
+    """Yield every entry of the assembly, author by author: whoever joins has to see how the issuer came onto the roll."""
+    for head in assembly.heads():
+        yield from assembly.entries_after(PeerId(head.author), -1)
+
+
+def open_answer(entries: Entries, invite: Invite, peer_id: PeerId, history: Iterable[bytes] = ()) -> Welcome:
     """Verify the issuer's yes, at the joiner.
 
     Args:
-        entries: what came.
+        entries: the yes itself.
         invite: what we asked with.
         peer_id: our own.
-
-    Returns:
-        The mesh's assembly on its founding day, and the entry that admits us (which follows the others of its author,
-        so it is folded when sync has brought those).
+        history: the sealed entries that came after it, untrusted; their number has been bounded.
 
     Raises:
-        RemoteProtocolError: the charter is not this mesh's, the inviter is not on its roll, or the entry does not admit
-            us on this invitation.
+        RemoteProtocolError: the charter is not this mesh's, the inviter is not on the roll of the newest one, or the
+            entry does not admit us on this invitation.
     """
     if len(entries.entries) != 2:
         raise MalformedMessage(
@@ -280,11 +300,31 @@ def open_answer(entries: Entries, invite: Invite, peer_id: PeerId) -> tuple[Asse
     if not isinstance(charter.message, Charter) or not isinstance(admitted.message, Admitted):
         raise MalformedMessage("answer holds other entries than a charter and an admission")
     assembly = Assembly.found(cast("Sealed[Charter]", charter))
+    since = _folded(assembly, [open_entry(raw, invite.mesh) for raw in history])
     if invite.issuer not in assembly.roll or admitted.sender not in assembly.roll:
         raise NotAuthorised(f"{invite.issuer} invites to a mesh and is not on its roll")
     if PeerId(admitted.message.peer) != peer_id:
         raise NotAuthorised(f"answer admits {admitted.message.peer}, expected {peer_id}")
-    return assembly, cast("Sealed[Admitted]", admitted)
+    return Welcome(assembly, cast("Sealed[Admitted]", admitted), (charter, *since))
+
+
+def _folded(assembly: Assembly, entries: Sequence[Sealed[Entry]]) -> list[Sealed[Entry]]:
+    """Fold what can be folded; return it in that order. One author's right may stand in another's log: what is too early waits."""
+    folded = []
+    for _ in range(FOLDS_MAX):
+        waiting = []
+        for entry in entries:
+            try:
+                if assembly.apply(entry):
+                    folded.append(entry)
+            except (
+                RemoteProtocolError
+            ):  # too early, or nothing that the newcomer needs: sync will ask for it again
+                waiting.append(entry)
+        if len(waiting) in (0, len(entries)):
+            break
+        entries = waiting
+    return folded
 
 
 def _unpacked(text: str) -> bytes:

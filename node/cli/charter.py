@@ -1,17 +1,21 @@
 """`charter show`, `charter propose`, `charter sign`: who decides on this mesh, and who shall."""
 
+import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from node.cli.assembly import PassphraseFile
 from node.cli.joining import one_peer
-from node.cli.options import HomeOption, JsonOption
+from node.cli.options import HomeOption, JsonOption, YesOption, home_of
 from node.cli.show import cell, out, pairs, print_json, short, table
 from node.cli.time_text import duration
 
 group = typer.Typer()
 
 MINUTE_MS, HOUR_MS = 60_000, 3_600_000
+CODE_VARIABLE = "AGORA_RECOVERY_CODE"
 
 
 @group.callback(invoke_without_command=True)
@@ -115,6 +119,76 @@ def sign(
     from node.cli.daemon import ask
 
     _tell(ask(home, lambda admin: admin.sign_charter(proposal)), as_json)
+
+
+@group.command("recover")
+def recover(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECOVERY_FILE", help="the one that 'agora init' wrote, from wherever it was kept"
+        ),
+    ],
+    voter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PEER[=WEIGHT]", help="a member that shall vote; by default this device alone"),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PEER", help="a voter of today that is still there; all others leave the roll"),
+    ] = None,
+    code_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Read the recovery code from a file; else AGORA_RECOVERY_CODE, else asked for.",
+        ),
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+    yes: YesOption = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a mesh over whose voters' devices are lost, with its recovery file, on any device that is a member.
+
+    The file's key signs the next charter for all who voted before, and this device agrees to it. The human's key that the
+    file holds is kept here too, under a passphrase: it approves patches as before.
+
+    Example: `agora charter recover /media/stick/recovery.agora`
+    """
+    from node.charter_recovery import sign as sign_recovery
+    from node.cli.daemon import ask
+    from node.cli.secret import passphrase
+    from node.keys import create_human_key, read_recovery
+    from protocol.identity import Identity, PublicKey, peer_id_of
+
+    found = home_of(home)
+    code = passphrase(code_file, prompt="recovery code", is_new=False, variable=CODE_VARIABLE)
+    recovery = read_recovery(file.expanduser().absolute(), code)
+    key, human = Identity(recovery.recovery_seed), Identity(recovery.human_seed)
+    me = ask(home, lambda admin: admin.status())["peer_id"]
+    known = [me, *(peer["peer_id"] for peer in ask(home, lambda admin: admin.peers()))]
+    kept = {one_peer(text, known) for text in keep or ()}
+    voters = [_voter(text, known) for text in voter or (() if kept else (me,))]
+    today = [
+        peer_id_of(PublicKey(bytes.fromhex(each["key"])))
+        for each in ask(home, lambda admin: admin.charter())["roll"]
+    ]
+    coming = {each["peer_id"] for each in voters}
+    change = {
+        "voters": voters,
+        "leaving": [peer for peer in today if peer not in kept and peer not in coming],
+    }
+    place = ask(home, lambda admin: admin.place_recovery(key.peer_id, change))
+    if not yes:
+        roll = ", ".join(f"{each['owner']} ({each['key'][:16]})" for each in place["roll"])
+        typer.confirm(f"charter version {place['version']}: nobody votes but {roll}", abort=True, err=True)
+    if not found.human_key.exists():
+        create_human_key(
+            found, passphrase(passphrase_file, prompt="new passphrase of the human key", is_new=True), human
+        )
+    raw = sign_recovery(key, place, utc_ms=time.time_ns() // 1_000_000)
+    _tell(ask(home, lambda admin: admin.recover_charter(raw)), as_json)
 
 
 def _tell(outcome: dict[str, Any], as_json: bool) -> None:

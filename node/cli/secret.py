@@ -12,7 +12,7 @@ VARIABLE = "AGORA_PASSPHRASE"
 CHARS_MIN = 8
 
 
-def passphrase(file: Path | None, *, prompt: str, is_new: bool) -> str:
+def passphrase(file: Path | None, *, prompt: str, is_new: bool, variable: str = VARIABLE) -> str:
     """Return a passphrase; a new one that is typed is asked for twice.
 
     Raises:
@@ -20,13 +20,13 @@ def passphrase(file: Path | None, *, prompt: str, is_new: bool) -> str:
     """
     if file is not None:
         found = file.read_text(encoding="utf-8").rstrip("\n")
-    elif VARIABLE in os.environ:
-        found = os.environ[VARIABLE]
+    elif variable in os.environ:
+        found = os.environ[variable]
     elif sys.stdin.isatty():
         found = str(typer.prompt(prompt, hide_input=True, confirmation_prompt=is_new, err=True))
     else:
         raise StartError(
-            f"no passphrase and no terminal to ask on; give --passphrase-file FILE or set {VARIABLE}"
+            f"no {prompt} and no terminal to ask on; give it in a file or set {variable}"
         )
     if is_new and len(found) < CHARS_MIN:
         raise StartError(

@@ -30,11 +30,12 @@ def gateway_app(node: NodePort, keys: KeyChecker, bounds: Bounds | None = None) 
 
 def admin_app(node: AdminPort, bounds: Bounds | None = None) -> App:
     """Return the application of the admin socket: everything the gateway has, without a key, and the owner's verbs."""
-    from node.gateway import admin_api, patch_api  # noqa: PLC0415  # no gateway of another main needs them
+    from node.gateway import admin_api, charter_api, patch_api  # noqa: PLC0415  # no gateway of another main needs them
 
     bounds = bounds or Bounds()
     app = _routes(node, bounds)
     app.include_router(admin_api.router(node))
+    app.include_router(charter_api.router(node))
     app.include_router(patch_api.router(node))
     return Guard(app, node.journal, bounds, keys=None)
 

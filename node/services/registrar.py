@@ -6,12 +6,12 @@ entry, so every member knows the newcomer within a gossip.
 
 import trio
 
-from marketplace.assembly.invitation import Admission, AlreadyAdmitted, answer, check_join
+from marketplace.assembly.invitation import Admission, AlreadyAdmitted, answer, check_join, history
 from node.clock import Clock
 from node.journal import Journal
 from node.logbook import Logbook
 from node.services.meeting import Meeting
-from node.services.sync import Sync
+from node.services.sync import Sync, pages
 from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed, open_sealed
@@ -75,10 +75,12 @@ class Registrar:
                         stream, Refusal(reason="not_now", detail=str(error)[: limits.DETAIL_CHARS_MAX])
                     )
                     return
-        await self._wire.send(stream, answer(assembly, entry))
         if isinstance(decision, Admission):
             self._journal.write("peer_admitted", peer=decision.peer, owner=decision.owner)
             await self._sync.announce(entry)
+        await self._wire.send(stream, answer(assembly, entry))
+        for page in pages(history(assembly)):
+            await self._wire.send(stream, page)
 
     async def _write(self, decision: Admission) -> Sealed[Admitted]:
         return await self._logbook.write(

@@ -5,7 +5,7 @@ peer for the entries after the ones we have. Bilateral logs are asked for one au
 extend that author credit, and only from the author itself or about oneself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -202,21 +202,26 @@ class Sync:
             raise NotAuthorised(
                 f"peer {asker} asks for the bilateral log of {author}, which does not bind it"
             )
-        entries = self._logbook.entries(author, wanted.log, wanted.start)
-        batch: list[bytes] = []
-        size = 0
-        for entry in entries:
-            if (
-                len(batch) == limits.ENTRIES_PER_ANSWER_MAX
-                or size + len(entry.raw) > limits.ENTRIES_BYTES_MAX // 2
-            ):
-                await self._wire.send(stream, Entries(entries=tuple(batch)))
-                batch, size = [], 0
-            batch.append(entry.raw)
-            size += len(entry.raw)
-        if batch:
-            await self._wire.send(stream, Entries(entries=tuple(batch)))
-        await self._wire.send(stream, Entries(entries=()))
+        for page in pages(self._logbook.entries(author, wanted.log, wanted.start)):
+            await self._wire.send(stream, page)
+
+
+def pages(entries: Iterable[Sealed[Entry]]) -> Iterator[Entries]:
+    """Yield sealed entries in messages that a stream carries; the last one is empty."""
+    batch: list[bytes] = []
+    size = 0
+    for entry in entries:
+        if (
+            len(batch) == limits.ENTRIES_PER_ANSWER_MAX
+            or size + len(entry.raw) > limits.ENTRIES_BYTES_MAX // 2
+        ):
+            yield Entries(entries=tuple(batch))
+            batch, size = [], 0
+        batch.append(entry.raw)
+        size += len(entry.raw)
+    if batch:
+        yield Entries(entries=tuple(batch))
+    yield Entries(entries=())
 
 
 def _place_evidence(first: bytes, second: bytes, index: int, prev: bytes) -> Evidence:

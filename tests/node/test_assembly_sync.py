@@ -39,7 +39,7 @@ async def join(puppet: Puppet, with_: Invite) -> Admitted:
     answer = await _ask_issuer(puppet.mesh, puppet.wire, with_)
     if isinstance(answer, AgoraError):
         raise answer
-    return answer[1].message
+    return answer.admitted.message
 
 
 def members(daemon: Daemon) -> set[str]:

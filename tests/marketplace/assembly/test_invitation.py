@@ -265,9 +265,10 @@ def test_a_joiner_verifies_the_mesh_from_the_answer_alone() -> None:
     admitted = town.admit(CAT)
     answer = invitation.answer(town.assembly(admitted), admitted)
 
-    assembly, entry = invitation.open_answer(answer, invite(town), CAT.peer_id)
+    welcome = invitation.open_answer(answer, invite(town), CAT.peer_id)
 
-    assert (assembly.mesh, assembly.founder, entry) == (town.mesh, ANN.peer_id, admitted)
+    assert (welcome.assembly.mesh, welcome.assembly.founder) == (town.mesh, ANN.peer_id)
+    assert (welcome.admitted, welcome.entries) == (admitted, (town.founding,))
 
 
 def test_an_answer_with_the_charter_of_another_mesh_is_refused() -> None:
