@@ -55,7 +55,7 @@ def router(node: NodePort, bounds: Bounds) -> APIRouter:
         """Go on from a raw text, streamed or whole."""
         return await writing.respond(request, _COMPLETION)
 
-    @routes.post("/embeddings", openapi_extra=json_body(EmbeddingBody))
+    @routes.post("/embeddings", openapi_extra=json_body(EmbeddingBody, has_session=False))
     async def embed(request: Request) -> Response:
         """Return the vector of each text."""
         return await embedding.respond(request)

@@ -69,27 +69,29 @@ class Call:
 
 
 @dataclass(frozen=True)
-class _Range:
+class Range:
+    """What a number may be, and what it is when it is left out."""
+
     least: float
     most: float
     default: float
 
 
-_RANGES = {
-    "max_tokens": _Range(1, limits.TOKENS_PER_REQUEST_MAX, limits.TOKENS_PER_REQUEST_DEFAULT),
-    "max_completion_tokens": _Range(1, limits.TOKENS_PER_REQUEST_MAX, limits.TOKENS_PER_REQUEST_DEFAULT),
-    "temperature": _Range(0, 2, 0),
-    "top_p": _Range(0, 1, 1),
-    "top_k": _Range(0, 1_000_000, 0),
-    "min_p": _Range(0, 1, 0),
-    "repeat_penalty": _Range(0.01, 2, 1),  # logits are divided by it
-    "frequency_penalty": _Range(-2, 2, 0),
-    "presence_penalty": _Range(-2, 2, 0),
-    "seed": _Range(0, 2**32 - 1, 0),
-    "n": _Range(1, 1, 1),
-    "best_of": _Range(1, 1, 1),
-    "logprobs": _Range(0, bounds.COMPLETION_LOGPROBS_MAX, 0),
-    "top_logprobs": _Range(0, limits.TOP_LOGPROBS_MAX, 0),
+RANGES = {
+    "max_tokens": Range(1, limits.TOKENS_PER_REQUEST_MAX, limits.TOKENS_PER_REQUEST_DEFAULT),
+    "max_completion_tokens": Range(1, limits.TOKENS_PER_REQUEST_MAX, limits.TOKENS_PER_REQUEST_DEFAULT),
+    "temperature": Range(0, 2, 0),
+    "top_p": Range(0, 1, 1),
+    "top_k": Range(0, 1_000_000, 0),
+    "min_p": Range(0, 1, 0),
+    "repeat_penalty": Range(0.01, 2, 1),  # logits are divided by it
+    "frequency_penalty": Range(-2, 2, 0),
+    "presence_penalty": Range(-2, 2, 0),
+    "seed": Range(0, 2**32 - 1, 0),
+    "n": Range(1, 1, 1),
+    "best_of": Range(1, 1, 1),
+    "logprobs": Range(0, bounds.COMPLETION_LOGPROBS_MAX, 0),
+    "top_logprobs": Range(0, limits.TOP_LOGPROBS_MAX, 0),
 }
 
 
@@ -134,7 +136,7 @@ def number(body: msgspec.Struct, name: str) -> float:
     Raises:
         HttpError: 400: out of its range.
     """
-    allowed = _RANGES[name]
+    allowed = RANGES[name]
     found = getattr(body, name)
     if found is None:
         return allowed.default

@@ -1,6 +1,7 @@
 """The mesh's own API, the events as they happen, and what describes it all."""
 
 import json
+import re
 
 import httpx
 import msgspec
@@ -166,5 +167,20 @@ async def test_the_description_names_every_route_and_its_shapes(client: httpx.As
     assert {"ChatBody", "CompletionBody", "EmbeddingBody", "StatusView", "JobView"} <= set(
         described["components"]["schemas"]
     )
+    for path, body, headers in (
+        ("/v1/chat/completions", "ChatBody", ["X-Agora-Privacy", "X-Agora-Session"]),
+        ("/v1/completions", "CompletionBody", ["X-Agora-Privacy", "X-Agora-Session"]),
+        ("/v1/embeddings", "EmbeddingBody", ["X-Agora-Privacy"]),
+    ):
+        route = described["paths"][path]["post"]
+        (reference,) = route["requestBody"]["content"]["application/json"]["schema"].values()
+        assert reference == f"#/components/schemas/{body}"
+        assert [each["name"] for each in route["parameters"]] == headers
+        assert "default" in route["responses"]
+    shapes = described["components"]["schemas"]
+    assert {name: shapes["ChatBody"]["properties"]["temperature"][name] for name in ("minimum", "maximum")} == {
+        "minimum": 0, "maximum": 2,
+    }  # fmt: skip
+    assert set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(described))) <= set(shapes)
     assert "http://" not in json.dumps(described)
     assert "https://" not in json.dumps(described)
