@@ -58,7 +58,14 @@ LLAMA_3_2_1B = Shape(
 )
 
 
-def write(path: Path, shape: Shape, *, seed: int = 0, template: str = TEMPLATE) -> Path:
+def write(
+    path: Path,
+    shape: Shape,
+    *,
+    seed: int = 0,
+    template: str = TEMPLATE,
+    pooling: gguf.PoolingType | None = None,
+) -> Path:
     """Write a Llama with random weights: Q4_0 matrices, F32 norms, tied embeddings, a byte-level vocabulary.
 
     Args:
@@ -66,6 +73,7 @@ def write(path: Path, shape: Shape, *, seed: int = 0, template: str = TEMPLATE) 
         shape: which dimensions.
         seed: of the weights.
         template: its chat template.
+        pooling: makes an embedding model of it; None: it writes.
     """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -84,6 +92,8 @@ def write(path: Path, shape: Shape, *, seed: int = 0, template: str = TEMPLATE) 
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
     _add_vocabulary(writer, shape.vocabulary)
     writer.add_chat_template(template)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
 
     def matrix(name: str, rows: int, columns: int) -> None:
         blocks = _random_q4_0(rng, rows, columns)
@@ -106,6 +116,71 @@ def write(path: Path, shape: Shape, *, seed: int = 0, template: str = TEMPLATE) 
         matrix(f"blk.{layer}.ffn_gate.weight", shape.hidden, shape.width)
         matrix(f"blk.{layer}.ffn_up.weight", shape.hidden, shape.width)
         matrix(f"blk.{layer}.ffn_down.weight", shape.width, shape.hidden)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_encoder(path: Path, *, seed: int = 0, width: int = 64, context_tokens: int = 64) -> Path:
+    """Write a BERT of two layers with random weights, whose words are single letters and the pieces of them.
+
+    Args:
+        path: where; overwritten.
+        seed: of the weights.
+        width: dimensions of its vectors, a multiple of 32.
+        context_tokens: of a text.
+    """
+    rng = np.random.default_rng(seed)
+    hidden = 2 * width
+    writer = gguf.GGUFWriter(str(path), "bert")
+    writer.add_name("random encoder")
+    writer.add_context_length(context_tokens)
+    writer.add_embedding_length(width)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(hidden)
+    writer.add_head_count(2)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    # WordPiece as llama.cpp writes it: a word's first piece is marked, not the others.
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"\u2581{letter}" for letter in letters), *letters]
+    special = [gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types([*special, *[gguf.TokenType.NORMAL] * (len(tokens) - 4)])
+    writer.add_token_type_count(2)
+    writer.add_pad_token_id(0)
+    writer.add_unk_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(3)
+    writer.add_sep_token_id(3)
+
+    def add(name: str, *shape: int) -> None:
+        writer.add_tensor(name, (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32))
+
+    def norm(name: str) -> None:
+        writer.add_tensor(f"{name}.weight", np.ones(width, dtype=np.float32))
+        writer.add_tensor(f"{name}.bias", np.zeros(width, dtype=np.float32))
+
+    add("token_embd.weight", len(tokens), width)
+    add("token_types.weight", 2, width)
+    add("position_embd.weight", context_tokens, width)
+    norm("token_embd_norm")
+    for layer in range(2):
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            add(f"blk.{layer}.{part}.weight", width, width)
+            add(f"blk.{layer}.{part}.bias", width)
+        norm(f"blk.{layer}.attn_output_norm")
+        add(f"blk.{layer}.ffn_up.weight", hidden, width)
+        add(f"blk.{layer}.ffn_up.bias", hidden)
+        add(f"blk.{layer}.ffn_down.weight", width, hidden)
+        add(f"blk.{layer}.ffn_down.bias", width)
+        norm(f"blk.{layer}.layer_output_norm")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

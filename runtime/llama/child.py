@@ -27,8 +27,11 @@ from runtime.engine import BadRequest
 from runtime.examiner import BadAdapter
 from runtime.llama import wire
 from runtime.llama.batching import SPARE_SEQUENCES, Batcher, NoCells, TooLong
+from runtime.llama.embedding import Embedder
+from runtime.llama.embedding_model import EmbeddingModel
 from runtime.llama.lowlevel import AbortFlag, FirstError, ModelError, gpu_name, llama
 from runtime.llama.model import Model, NotFinite, Row
+from runtime.llama.sampling import ONE_THREAD
 from runtime.llama.template import RenderBounds, TemplateError
 from runtime.llama.weights import LOAD_S_MAX, WeightsLoader
 
@@ -39,8 +42,6 @@ BEAT_INTERVAL_S = PROGRESS_INTERVAL_S / 2
 STEP_S_MAX = 60.0  # after this long in one step the beats end, and the daemon kills the child
 CALIBRATION_TOKENS = 32
 CALIBRATION_S_MAX = 1.0
-# numpy's linear algebra would start a thread for each core, and none of it is used.
-ONE_THREAD = ("OPENBLAS_NUM_THREADS", "1")
 
 
 class Connection:
@@ -118,7 +119,7 @@ class Child:
         self._bounds = bounds
         self._log = FirstError()
         self._threads = 0  # as wished since; 0: as each load says
-        self._batchers: dict[bytes, Batcher] = {}
+        self._batchers: dict[bytes, Batcher | Embedder] = {}
         self._graders: dict[bytes, Grader] = {}
 
     def run(self) -> None:
@@ -213,13 +214,15 @@ class Child:
                     batcher.model.set_threads(message.threads)
                 return []
 
-    def _batcher(self, model: bytes) -> Batcher:
+    def _batcher(self, model: bytes) -> Batcher | Embedder:
         if model not in self._batchers:
             raise ModelError("the model is not loaded")
         return self._batchers[model]
 
     def _model(self, digest: bytes) -> Model | None:
         holder = self._graders.get(digest) or self._batchers.get(digest)
+        if isinstance(holder, Embedder):
+            raise BadAdapter("the adapter's base embeds texts, expected one that writes")
         return holder.model if holder else None
 
     def _begin_load(self, message: wire.Load) -> list[wire.FromChild]:
@@ -243,6 +246,8 @@ class Child:
         if loader.error:
             raise loader.error
         message = loader.order
+        if message.dimensions:
+            return self._end_load_for_embedding(loader)
         model = Model(
             message.path,
             weights=loader.weights,
@@ -263,6 +268,24 @@ class Child:
         batcher.step_s = 1 / tokens_per_s if tokens_per_s else 0.0
         self._batchers[message.model] = batcher
         return [wire.Loaded(message.call, model.context_tokens, prompt_tokens_per_s, tokens_per_s)]
+
+    def _end_load_for_embedding(self, loader: WeightsLoader) -> list[wire.FromChild]:
+        message = loader.order
+        model = EmbeddingModel(
+            loader.weights,
+            dimensions=message.dimensions,
+            context_tokens=message.context_tokens,
+            threads=self._threads or message.threads,
+            abort=self._abort,
+            log=self._log,
+        )
+        embedder = Embedder(model, message.slots)
+        prompt_tokens_per_s = 0.0
+        if not self._busy:
+            self._abort.clear()
+            prompt_tokens_per_s = embedder.calibrate()
+        self._batchers[message.model] = embedder
+        return [wire.Loaded(message.call, model.context_tokens, prompt_tokens_per_s, 0.0)]
 
     def _load_for_exams(self, message: wire.Load) -> list[wire.FromChild]:
         os.environ.setdefault(*ONE_THREAD)

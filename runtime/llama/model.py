@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from runtime.llama.lowlevel import AbortFlag, FirstError, ModelError, all_finite, gpu_name, llama
 from runtime.llama.template import CHATML, ChatTemplate, RenderBounds
+from runtime.llama.tokenizer import tokenize
 from runtime.llama.weights import load_weights
 
 # Prompt tokens per decode. Constant for a backend, never adapted to its speed: the shape of the batches decides the
@@ -15,7 +16,6 @@ from runtime.llama.weights import load_weights
 CHUNK_TOKENS_CPU = 64
 CHUNK_TOKENS_GPU = 512
 PIECE_BYTES_MAX = 1024  # of one token; the longest in a well-known vocabulary has 256
-PROMPT_TOKENS_MAX = 1_000_000  # more is refused before a buffer for it is made
 # Exams run many short sequences at once and want the logits of each token of an answer: 512 rows of a vocabulary of
 # 128k would be 262 MB.
 EXAM_BATCH_TOKENS = 512
@@ -135,30 +135,12 @@ class Model:
 
     def tokenize(self, text: str) -> list[int]:
         """Return the prompt's tokens. A begin-of-text token is added unless the template wrote one."""
-        return self._tokens(
-            text, add_special=not (self._bos and text.startswith(self._bos)), parse_special=True
-        )
+        add_special = not (self._bos and text.startswith(self._bos))
+        return tokenize(self.vocabulary, text, add_special=add_special, parse_special=True)
 
     def tokenize_answer(self, text: str) -> list[int]:
         """Return the tokens of an answer: what looks like a control token is text."""
-        return self._tokens(text, add_special=False, parse_special=False)
-
-    def _tokens(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        data = text.encode()
-        size = len(data) + 8
-        for _ in range(2):
-            if size > PROMPT_TOKENS_MAX:
-                raise ModelError(f"a prompt of {size} tokens, expected at most {PROMPT_TOKENS_MAX}")
-            tokens = (llama.llama_token * size)()
-            count = int(
-                llama.llama_tokenize(
-                    self.vocabulary, data, len(data), tokens, size, add_special, parse_special
-                )
-            )
-            if count >= 0:
-                return tokens[:count]  # type: ignore[no-any-return]  # a slice of a ctypes array is a list
-            size = -count
-        raise ModelError("the model's tokeniser contradicts itself")
+        return tokenize(self.vocabulary, text, add_special=False, parse_special=False)
 
     def piece(self, token: int) -> bytes:
         """Return the bytes that a token writes; control tokens write none."""
@@ -335,7 +317,7 @@ class Model:
         pointer = ctypes.POINTER(ctypes.c_int32)
         first = ctypes.addressof(sequences)
         lists = (pointer * rows)(*(ctypes.cast(first + 4 * i, pointer) for i in range(rows)))
-        self._columns = tokens, positions, sequences, outputs
+        self._columns: tuple[Any, ...] = tokens, positions, sequences, outputs
         self._batch = llama.llama_batch(
             n_tokens=0,
             token=tokens,

@@ -347,7 +347,7 @@ def _is_of(value: Any, kinds: Sequence[str]) -> bool:
 def _list(value: Any, where: str, *, may_be_empty: bool = False) -> list[Any]:
     if not isinstance(value, list) or (not value and not may_be_empty):
         _refuse(where, f"is {_shown(value)}, expected a list")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:
