@@ -151,6 +151,12 @@ class Job:
         done = len(ids) // self.dimensions
         return replace(prompt, inputs=prompt.inputs[done:]), tuple(ids[done * self.dimensions :])
 
+    def place_in(self, work: Work) -> int:
+        """Where the next token, or word, stands in the completion of a work; inputs that were done are not in it."""
+        if self.request.task != "embedding":
+            return self.tokens
+        return self.tokens - self.dimensions * (len(self.request.inputs) - len(work.inputs))
+
     @property
     def attempt(self) -> Attempt:
         """The newest attempt."""

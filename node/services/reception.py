@@ -80,7 +80,7 @@ async def receive_tokens(
                 frame = await _next_frame(stream)
                 match frame:
                     case TokensFrame():
-                        _check_place(frame, attempt)
+                        _check_place(frame, job, attempt)
                         _check_content(frame, attempt)
                         attempt.ids.extend(frame.ids)
                         attempt.last_token_s = now()
@@ -102,7 +102,7 @@ async def receive_tokens(
                         attempt.prompt_tokens = frame.prompt_tokens
                         if frame.reason == "cancelled" and not job.client_left.is_set():
                             raise RemoteProtocolError("seller says cancelled, and nobody has")
-                        if frame.completion_tokens != (came := _place(attempt)):
+                        if frame.completion_tokens != (came := _place(job, attempt)):
                             raise RemoteProtocolError(
                                 f"seller counts {frame.completion_tokens} tokens, {came} came"
                             )
@@ -172,14 +172,13 @@ class _Advance:
         return now - self._at <= limits.STANDSTILL_S
 
 
-def _place(attempt: Attempt) -> int:
-    """Where the next token stands in the attempt's completion."""
+def _place(job: Job, attempt: Attempt) -> int:
     assert attempt.work is not None
-    return len(attempt.work.received) + len(attempt.ids)
+    return job.place_in(attempt.work)
 
 
-def _check_place(frame: TokensFrame, attempt: Attempt) -> None:
-    expected = _place(attempt)
+def _check_place(frame: TokensFrame, job: Job, attempt: Attempt) -> None:
+    expected = _place(job, attempt)
     if frame.first != expected or not frame.ids:
         raise RemoteProtocolError(f"token frame begins at {frame.first}, expected {expected}")
     assert attempt.work is not None

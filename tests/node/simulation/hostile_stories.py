@@ -85,7 +85,7 @@ async def work_again(world: World) -> None:
     await market(world, sellers=1)
     await ask(world, mallory, session=SESSION)
     await world.run(5)
-    ((_, job),) = mallory.node.job_book._recent.values()
+    (job,) = (each for _, each in mallory.node.job_book._recent.values() if each.request.task == "chat")
     attempt = job.attempts[0]
     assert attempt.seller is not None
     assert attempt.work is not None

@@ -48,8 +48,8 @@ MARKET_BUGS: Final = (
         stories.one_seller_dies,
         ("nobody_honest_is_accused",),
         fault(
-            "node.services.purchasing:Purchasing._work",
-            ("received=tuple(job.ids)", "received=tuple(job.ids[:-1])"),
+            "node.jobs:Job.still_to_do",
+            ("return prompt, tuple(ids)", "return prompt, tuple(ids[:-1])"),
         ),
     ),
     PlantedBug(

@@ -105,8 +105,8 @@ def when(world: World, name: str) -> trio.Event:
 
 
 def a_frame(daemon: Daemon) -> int:
-    """How many tokens its engine says at a time: engines fail between two frames."""
-    return daemon.engine._tokens_per_frame
+    """How many tokens its engine has said with two frames, the first being one token: engines fail between frames."""
+    return 1 + daemon.engine._tokens_per_frame
 
 
 class HandLed(Adversary):
