@@ -34,8 +34,8 @@ from runtime.training.backend import TorchTrainer
 
 AT_ONCE: Final = 2  # children that train at the same time: a core for each
 
-# What a bad member sends instead of its own new state.
-Attack = Callable[[State, State], State]
+# What a bad member sends instead of its own new state and its number of records.
+Attack = Callable[[State, State, int], tuple[State, int]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Member:
 
     Attributes:
         records: JSON lines.
-        attack: given the round's state and its own new one; None: it is honest.
+        attack: given the round's state, its own new one and its number of records; None: it is honest.
         noise: None: without differential privacy.
     """
 
@@ -148,14 +148,14 @@ async def learn(
             fitted = await fit(trainers[index], task)
         learned.training_s += fitted.seconds
         learned.up_bytes.append(len(fitted.payload))
-        new = codec.apply(state, fitted.payload)
+        new, samples = codec.apply(state, fitted.payload), fitted.samples
         if member.attack is not None:
-            new = member.attack(state, new)
+            new, samples = member.attack(state, new, samples)
         if why_not := why_unfit(state, new):
             learned.refused.append(why_not)
             return
         change = {name: new[name] - state[name] for name in state}
-        contributions.append(Contribution(PeerId(f"member-{index}"), number, fitted.samples, change))
+        contributions.append(Contribution(PeerId(f"member-{index}"), number, samples, change))
 
     async with AsyncExitStack() as stack:
         for trainer in trainers:

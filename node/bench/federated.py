@@ -52,24 +52,29 @@ def overlapping(
     return run(members, recipe, say)
 
 
-def sign_flip(old: State, new: State) -> State:
+def sign_flip(old: State, new: State, samples: int) -> tuple[State, int]:
     """Push three times as hard the other way."""
-    return {name: old[name] - 3 * (new[name] - old[name]) for name in old}
+    return {name: old[name] - 3 * (new[name] - old[name]) for name in old}, samples
 
 
-def scale(old: State, new: State) -> State:
+def scale(old: State, new: State, samples: int) -> tuple[State, int]:
     """Push thirty times as hard."""
-    return {name: old[name] + 30 * (new[name] - old[name]) for name in old}
+    return {name: old[name] + 30 * (new[name] - old[name]) for name in old}, samples
 
 
-def not_a_number(_old: State, new: State) -> State:
+def not_a_number(_old: State, new: State, samples: int) -> tuple[State, int]:
     """Send no numbers."""
-    return {name: np.full_like(matrix, np.nan) for name, matrix in new.items()}
+    return {name: np.full_like(matrix, np.nan) for name, matrix in new.items()}, samples
 
 
-def wrong_shape(_old: State, new: State) -> State:
+def wrong_shape(_old: State, new: State, samples: int) -> tuple[State, int]:
     """Send what broadcasts."""
-    return {name: matrix[:1] for name, matrix in new.items()}
+    return {name: matrix[:1] for name, matrix in new.items()}, samples
+
+
+def absurd_weight(old: State, new: State, _samples: int) -> tuple[State, int]:
+    """Push the other way, in the name of a billion records."""
+    return {name: old[name] - (new[name] - old[name]) for name in old}, 10**9
 
 
 ATTACKS: Final[dict[str, Attack]] = {
@@ -77,6 +82,7 @@ ATTACKS: Final[dict[str, Attack]] = {
     "scale": scale,
     "nan": not_a_number,
     "wrong-shape": wrong_shape,
+    "absurd-weight": absurd_weight,
 }
 
 
