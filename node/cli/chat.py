@@ -1,7 +1,9 @@
 """`chat`: one question, or a conversation; what each answer cost stands below it."""
 
+import json
 import secrets
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +41,10 @@ def chat(
     tokens_max: Annotated[
         int | None, typer.Option("--max-tokens", min=1, help="The longest answer, in tokens.")
     ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option("--schema", help="A JSON schema that every answer keeps to.", metavar="FILE.json"),
+    ] = None,
     home: HomeOption = None,
 ) -> None:
     """Ask the mesh. Ctrl-C stops the answer, a second one or Ctrl-D the conversation.
@@ -47,7 +53,13 @@ def chat(
     """
     if privacy not in {"local", "owner", "mesh"}:
         raise StartError(f"--privacy is {privacy!r}, expected local, owner or mesh")
-    conversation = Conversation(home, model, privacy, tokens_max)
+    terms: dict[str, Any] = {"model": model}
+    if tokens_max is not None:
+        terms["max_tokens"] = tokens_max
+    if schema is not None:
+        wanted = {"name": "answer", "schema": _schema_in(schema)}
+        terms["response_format"] = {"type": "json_schema", "json_schema": wanted}
+    conversation = Conversation(home, terms, privacy)
     if prompt:
         conversation.ask(" ".join(prompt))
     elif sys.stdin.isatty():
@@ -57,13 +69,18 @@ def chat(
 
 
 class Conversation:
-    """The turns so far. They are asked under one session, so that the seller's cache stays warm."""
+    """The turns so far. They are asked under one session, so that the seller's cache stays warm.
 
-    def __init__(self, home: Path | None, model: str, privacy: str, tokens_max: int | None) -> None:
+    Args:
+        home: whose daemon is asked.
+        terms: fields of each request beside its turns.
+        privacy: who may read it.
+    """
+
+    def __init__(self, home: Path | None, terms: Mapping[str, Any], privacy: str) -> None:
         self._home = home
-        self._model = model
+        self._terms = terms
         self._privacy = privacy
-        self._tokens_max = tokens_max
         self._session = secrets.token_hex(8)
         self._turns: list[dict[str, str]] = []
 
@@ -98,9 +115,7 @@ class Conversation:
         from node.cli.daemon import ask
 
         turns = [*self._turns, {"role": "user", "content": question}]
-        body: dict[str, Any] = {"model": self._model, "messages": turns, "stream": True}
-        if self._tokens_max is not None:
-            body["max_tokens"] = self._tokens_max
+        body = {**self._terms, "messages": turns, "stream": True}
         texts: list[str] = []
 
         def tell(text: str) -> None:
@@ -118,6 +133,18 @@ class Conversation:
             sys.stdout.write("\n" if texts else "")
         self._turns = [*turns, {"role": "assistant", "content": "".join(texts)}]
         err.print(footer(job))
+
+
+def _schema_in(path: Path) -> dict[str, Any]:
+    try:
+        schema = json.loads(path.expanduser().read_bytes())
+    except OSError as error:
+        raise StartError(f"cannot read {path} ({error.strerror}), expected a JSON schema") from error
+    except (ValueError, RecursionError) as error:
+        raise StartError(f"{path} is not JSON ({error}), expected a JSON schema") from error
+    if not isinstance(schema, dict):
+        raise StartError(f"{path} is no JSON object, expected a JSON schema")
+    return schema
 
 
 async def _settled(admin: "AdminClient", job: dict[str, Any]) -> dict[str, Any]:

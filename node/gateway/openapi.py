@@ -95,7 +95,7 @@ def describe_shapes(app: FastAPI) -> None:
 
 def _add_ranges(properties: dict[str, Any]) -> None:
     for name, allowed in RANGES.items():
-        if name in properties:
+        if name in properties and {"type": "boolean"} not in properties[name]["anyOf"]:
             properties[name] |= {"minimum": allowed.least, "maximum": allowed.most}
 
 

@@ -144,6 +144,41 @@ async def test_an_answer_streams_to_stdout_and_its_price_to_stderr(
     assert (request.model, request.privacy, request.messages[0].content) == ("tiny", "mesh", "say hello")
 
 
+async def test_an_answer_is_held_to_the_schema_of_a_file(
+    node: FakeNode, agora: Callable[..., object], tmp_path: Path
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"zebra": {}, "age": {}}}')
+
+    told = await agora("chat", "--schema", str(schema), "--max-tokens", "9", "hello")
+
+    assert told.status == 0
+    [request] = node.requests
+    assert request.sampling.schema == '{"type":"object","properties":{"zebra":{},"age":{}}}'
+    assert request.tokens_max == 9
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, "cannot read {} (No such file or directory), expected a JSON schema"),
+        ("[1]", "{} is no JSON object, expected a JSON schema"),
+        ("{", "{} is not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)), expected a JSON schema"),
+    ],
+)  # fmt: skip
+async def test_a_file_that_is_no_schema_is_refused_before_anything_is_asked(
+    node: FakeNode, agora: Callable[..., object], tmp_path: Path, content: str | None, line: str
+) -> None:
+    schema = tmp_path / "schema.json"
+    if content is not None:
+        schema.write_text(content)
+
+    told = await agora("chat", "--schema", str(schema), "hello")
+
+    assert (told.status, told.out, told.err) == (1, "", line.format(schema) + "\n")
+    assert node.requests == []
+
+
 async def test_an_answer_that_nobody_sells_is_one_line_with_the_reasons(
     node: FakeNode, agora: Callable[..., object]
 ) -> None:
