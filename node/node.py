@@ -183,7 +183,11 @@ class Node:
             journal=journal,
             rng=rng,
             tolerance_milli=ports.tolerance_milli,
-            ask_others=SecondOpinion(self.chat, journal) if config.buy_checks else None,
+            ask_others=SecondOpinion(
+                self.chat, logbook=self.logbook, directory=self.directory, clock=clock, journal=journal
+            )
+            if config.buy_checks
+            else None,
         )
         self.verifier.load(records)
         exposure = Exposure(self.logbook.ledger.unsettled(identity.peer_id))

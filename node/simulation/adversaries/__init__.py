@@ -13,6 +13,7 @@ from node.simulation.adversaries.faithless_sellers import CapacityLiar, DripFeed
 from node.simulation.adversaries.false_scorer import FalseScorer
 from node.simulation.adversaries.garbage_sender import GarbageSender
 from node.simulation.adversaries.lying_coordinator import LyingCoordinator
+from node.simulation.adversaries.model_swappers import FalseReader, ModelSwapper
 from node.simulation.adversaries.poisoner import Poisoner
 from node.simulation.adversaries.receipt_forger import ReceiptForger
 from node.simulation.adversaries.replayer import Replayer
@@ -33,6 +34,8 @@ _TRADERS: Final = (
     ReceiptForger,
     SybilSwarm,
     Eclipse,
+    ModelSwapper,
+    FalseReader,
 )
 _LEARNERS: Final = (Poisoner, LyingCoordinator, DoubleVoter, FalseScorer)
 

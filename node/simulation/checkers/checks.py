@@ -27,6 +27,7 @@ from node.simulation.checkers import (
     payments,
     privacy,
     runs,
+    verification,
 )
 from node.simulation.checkers.scene import Broken, Scene
 from node.simulation.commit import commit
@@ -64,6 +65,11 @@ LAWS: Final[tuple[tuple[Law, When], ...]] = (
     (bounds.tables_stay_under_their_bounds, When.ALWAYS),
     (bounds.what_is_kept_of_peers_is_about_members, When.ALWAYS),
     (patches.what_was_vetoed_is_unloaded, When.ALWAYS),
+    (verification.nobody_honest_is_caught, When.ALWAYS),
+    (verification.another_models_answers_are_caught, When.ALWAYS),
+    (verification.lots_are_thrown_when_paid, When.ALWAYS),
+    (verification.a_new_sellers_answers_are_all_drawn, When.END),
+    (verification.checks_stay_where_prompts_may, When.END),
     (belonging.nobody_honest_is_barred, When.END),
     (entries.entries_are_genuine, When.END),
     (entries.own_logs_have_no_gaps, When.END),
@@ -103,6 +109,7 @@ LAWS: Final[tuple[tuple[Law, When], ...]] = (
     (authority.nobody_barred_is_served, When.SETTLED),
     (jobs.no_job_is_lost, When.SETTLED),
     (jobs.no_slot_is_lost, When.SETTLED),
+    (verification.no_check_waits_for_ever, When.SETTLED),
     (runs.every_run_ends, When.SETTLED),
     (runs.ended_runs_hold_nothing, When.SETTLED),
     (jobs.no_lease_keeps_an_ended_job, When.SETTLED),

@@ -46,6 +46,11 @@ HEARD: Final = frozenset(
         "run_paused",
         "round_ended",
         "privacy_reserved",
+        "answer_drawn",
+        "answer_spared",
+        "check_bought",
+        "job_verified",
+        "seller_caught",
     }
 )
 LOADED: Final = "patch_loaded"

@@ -131,7 +131,8 @@ class Town:
                 + terms.completion_tokens * award.message.completion_micro
             )
             assert payment.amount_micro <= min(most, award.message.hold_micro)
-            paid_tokens += terms.completion_tokens
+            if award.message.completion_micro:  # else a check of another's answer, paid by its prompt: no client's tokens
+                paid_tokens += terms.completion_tokens
         got = sum(outcome.tokens for outcome in self.outcomes if outcome.buyer == daemon.name)
         assert paid_tokens <= got
 
@@ -219,6 +220,38 @@ def test_a_drip_feeder_is_paid_for_its_drops_and_not_asked_again_soon() -> None:
         later = [each for each in town.outcomes if each.at_s > town.outcomes[0].at_s + DRIPPED_S]
         assert len(later) > 10
         assert len(town.late(later)) <= len(later) / 4
+
+    live(story)
+
+
+def test_a_model_swapper_is_caught_by_each_buyer_and_left_alone() -> None:
+    """Its price is the best there is; two readers of other owners say what its answers are worth."""
+
+    async def story(town: Town) -> None:
+        await town.world.add(1, profile="server", owner="carol")  # the town's other sellers are of one owner
+        await town.settle("model-swapper")
+
+        await town.chat(15)
+
+        caught = town.events("seller_caught")
+        assert town.attacks["swap"] > 0
+        assert town.states() == {"finished": 30}
+        assert {each["seller"] for each in caught} == {each.peer_id for each in town.bad}
+        assert 2 <= town.sold_by(town.bad) <= 4, "a few while the first check is under way, none after"
+
+    live(story)
+
+
+def test_a_false_reader_has_nobody_barred() -> None:
+    async def story(town: Town) -> None:
+        await town.world.add(1, profile="server", owner="carol")  # the town's other sellers are of one owner
+        await town.settle("false-reader")
+
+        await town.chat(15)
+
+        assert town.attacks["false_reading"] > 0
+        assert town.events("seller_caught") == []
+        assert town.states() == {"finished": 30}
 
     live(story)
 
@@ -396,6 +429,8 @@ def test_each_behaviour_says_in_one_line_what_it_tries() -> None:
         "receipt-forger",
         "sybil-swarm",
         "eclipse",
+        "model-swapper",
+        "false-reader",
         "poisoner",
         "lying-coordinator",
         "double-voter",

@@ -12,6 +12,7 @@ from marketplace.fence import FENCES_MAX
 from node.chat import ChatRequest
 from node.jobs import CLAIM_WINDOW_S
 from node.logbook import ENTRY
+from node.simulation.adversaries import BEHAVIOURS
 from node.simulation.checkers import (
     attempts,
     authority,
@@ -25,6 +26,7 @@ from node.simulation.checkers import (
     payments,
     privacy,
     runs,
+    verification,
 )
 from node.simulation.checkers.checks import LAWS, Checks, Violation
 from node.simulation.checkers.jobs import JOB_S_MAX
@@ -345,6 +347,46 @@ async def a_barred_buyer_is_served(stage: Stage) -> None:
     await stage.put("server-1", served)
 
 
+async def an_honest_seller_is_caught(stage: Stage) -> None:
+    stage.buyer.journal.write("seller_caught", seller=stage.seller.peer_id, job=JOB.hex())
+
+
+async def another_model_passes(stage: Stage) -> None:
+    stage.seller.adversary = BEHAVIOURS["model-swapper"](stage.world, stage.seller)
+    stage.buyer.journal.write(
+        "job_verified",
+        job=JOB.hex(),
+        attempt=1,
+        seller=stage.seller.peer_id,
+        passed=True,
+        tokens=20,
+        worst_milli=0,
+    )
+
+
+async def a_lot_comes_before_its_receipt(stage: Stage) -> None:
+    stage.buyer.journal.write("answer_drawn", job=JOB.hex(), attempt=1, seller="", receipt="", judged=0)
+
+
+async def a_new_seller_is_spared(stage: Stage) -> None:
+    stage.buyer.journal.write(
+        "answer_spared", job=JOB.hex(), attempt=1, seller=stage.seller.peer_id, receipt="00", judged=20
+    )
+
+
+async def a_sellers_own_owner_reads(stage: Stage) -> None:
+    job = stage.buyer.node.jobs()[0].job_id
+    seller = stage.seller.peer_id
+    stage.buyer.journal.write("check_bought", job=job, check=JOB.hex(), seller=seller, reader=seller)
+
+
+async def a_check_never_comes(stage: Stage) -> None:
+    views = stage.buyer.node.job_book._views
+    (job_id, view), *_ = views.items()
+    waiting = [msgspec.structs.replace(each, verification="waiting") for each in view.attempts]
+    views[job_id] = msgspec.structs.replace(view, attempts=waiting)
+
+
 FAULTS: tuple[tuple[Callable[..., Any], Callable[[Stage], Awaitable[None]], str], ...] = (
     (belonging.no_handler_fails, a_handler_fails, "job failed with KeyError at x.py:1"),
     (belonging.nobody_honest_is_accused, a_contradiction_is_found, "it found a contradiction of server-1"),
@@ -402,6 +444,16 @@ FAULTS: tuple[tuple[Callable[..., Any], Callable[[Stage], Awaitable[None]], str]
     (authority.nobody_barred_is_served, a_barred_buyer_is_served, "it accepted an award of laptop-1"),
     (entries.what_was_acknowledged_survives, what_was_sent_is_gone, "and its own disk has not"),
     (entries.what_is_known_is_on_disk, only_one_knows_a_name, "which its disk lacks"),
+    (verification.nobody_honest_is_caught, an_honest_seller_is_caught, "it accuses server-1 of another"),
+    (verification.another_models_answers_are_caught, another_model_passes, "of server-1 passed its check"),
+    (verification.lots_are_thrown_when_paid, a_lot_comes_before_its_receipt, "before its receipt was signed"),
+    (
+        verification.a_new_sellers_answers_are_all_drawn,
+        a_new_seller_is_spared,
+        "of whom 0 answers were judged",
+    ),
+    (verification.checks_stay_where_prompts_may, a_sellers_own_owner_reads, "by its own seller's owner"),
+    (verification.no_check_waits_for_ever, a_check_never_comes, "was drawn and is not judged"),
 )
 
 

@@ -1,7 +1,7 @@
 """The laws catch what they are for: each planted bug breaks one of them, and where none is planted all hold.
 
-`market_bugs.py`, `mesh_bugs.py`, `ballot_bugs.py` and `run_bugs.py` list the bugs; `bug_stories.py`, `hostile_stories.py`
-and `learning_stories.py` tell the worlds in which they show. A bug may need chance on its side, so its story is told with one seed after the other until it is caught.
+`market_bugs.py`, `check_bugs.py`, `mesh_bugs.py`, `ballot_bugs.py` and `run_bugs.py` list the bugs; `bug_stories.py`,
+`hostile_stories.py`, `check_stories.py` and `learning_stories.py` tell the worlds in which they show. A bug may need chance on its side, so its story is told with one seed after the other until it is caught.
 """
 
 import re
@@ -11,6 +11,7 @@ import pytest
 
 from node.simulation.checkers.checks import LAWS
 from tests.node.simulation.ballot_bugs import BALLOT_BUGS
+from tests.node.simulation.check_bugs import CHECK_BUGS
 from tests.node.simulation.market_bugs import MARKET_BUGS
 from tests.node.simulation.mesh_bugs import MESH_BUGS
 from tests.node.simulation.planted_bugs import Fault, PlantedBug
@@ -19,7 +20,7 @@ from tests.node.simulation.story import Story, tell
 
 pytestmark = pytest.mark.slow
 
-BUGS = (*MARKET_BUGS, *MESH_BUGS, *BALLOT_BUGS, *RUN_BUGS)
+BUGS = (*MARKET_BUGS, *CHECK_BUGS, *MESH_BUGS, *BALLOT_BUGS, *RUN_BUGS)
 PAGE = Path(__file__).parents[3] / "docs" / "SIMULATION.md"
 SEEDS = range(1, 4)
 BUGS_MIN = 20  # as many as the sweep has to catch
