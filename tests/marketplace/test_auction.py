@@ -209,27 +209,18 @@ def test_a_tie_goes_to_the_lowest_lot_that_anybody_can_recompute() -> None:
 
 def test_a_tie_goes_to_the_soonest_first_token_and_silence_about_it_comes_last() -> None:
     """A warm seller answers sooner than one that has to read the prompt; whoever promises nothing is last of equals."""
-    warm, cold, silent = (bid(seller, 20, ttft_ms=ttft) for seller, ttft in ((ANN, 7), (BOB, 90), (CAT, 0)))
+    sale = auction()
 
-    assert winner(request(), [silent, cold, warm]) == warm
-    assert winner(request(), [silent, cold]) == cold
-    assert winner(request(), [silent, bid(ANN, 21, ttft_ms=1)]) == silent
+    sale.handle_message(ANN, bid(ANN, 20, ttft_ms=0), 100.01)
+    sale.handle_message(BOB, bid(BOB, 20, ttft_ms=90), 100.02)
 
-
-def test_a_bid_that_asks_for_the_words_of_a_reading_cannot_win() -> None:
-    """What a reading answers is known before, and paid with its prompt: such a bid is as one over the reserve."""
-    wanted = request(task="embedding")
-    greedy, honest = (
-        bid(ANN, 1, wanted),
-        sealed(BOB, replace(bid(BOB, 2, wanted).message, completion_micro=0)),
-    )
-
-    assert winner(wanted, [greedy, honest]) == honest
-    assert winner(wanted, [greedy]) is None
-    sale = Auction(wanted, asked=(ANN,), awaited=frozenset({ANN}), window_s=0.2, now=100.0)
-    assert sale.handle_message(ANN, greedy, 100.01) == [
-        NoSale((Declined(ANN, "price", "bid 1 per word of the task 'embedding', 0 allowed"),), silent=())
+    assert sale.handle_message(CAT, bid(CAT, 20, ttft_ms=7), 100.03) == [
+        Won(CAT, bid(CAT, 20, ttft_ms=7), 6_000)
     ]
+
+
+def test_a_cheaper_bid_wins_whatever_it_promises() -> None:
+    assert winner(request(), [bid(ANN, 21, ttft_ms=1), bid(BOB, 20, ttft_ms=0)]) == bid(BOB, 20, ttft_ms=0)
 
 
 def test_there_is_no_winner_without_a_bid() -> None:
