@@ -223,6 +223,22 @@ def test_a_cheaper_bid_wins_whatever_it_promises() -> None:
     assert winner(request(), [bid(ANN, 21, ttft_ms=1), bid(BOB, 20, ttft_ms=0)]) == bid(BOB, 20, ttft_ms=0)
 
 
+def test_a_bid_that_asks_for_the_words_of_a_reading_cannot_win() -> None:
+    """What a reading answers is known before, and paid with its prompt: such a bid is as one over the reserve."""
+    wanted = request(task="embedding")
+    greedy, honest = (
+        bid(ANN, 1, wanted),
+        sealed(BOB, replace(bid(BOB, 2, wanted).message, completion_micro=0)),
+    )
+
+    assert winner(wanted, [greedy, honest]) == honest
+    assert winner(wanted, [greedy]) is None
+    sale = Auction(wanted, asked=(ANN,), awaited=frozenset({ANN}), window_s=0.2, now=100.0)
+    assert sale.handle_message(ANN, greedy, 100.01) == [
+        NoSale((Declined(ANN, "price", "bid 1 per word of the task 'embedding', 0 allowed"),), silent=())
+    ]
+
+
 def test_there_is_no_winner_without_a_bid() -> None:
     assert winner(request(), []) is None
 
