@@ -3,7 +3,7 @@
 It is honest: it takes time (a virtual clock's too), has slots that slow each other as in a batch and a bounded queue,
 reads its prompt before it answers, and its tokens are reversible: id and word can be computed from each other, so a
 successor that is given the ids goes on exactly. It is not clever. With an adapter it puts the adapter's name before each
-round of the words.
+round of the words. Under a grammar or schema it says the words once, if they fit, and else refuses.
 """
 
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -34,6 +34,8 @@ from runtime.engine import (
     UnknownAdapter,
     UnknownModel,
 )
+from runtime.llama.constraint import Constraint, compiled
+from runtime.llama.request import check
 from runtime.llama.tokens import CompletionText, State
 from runtime.slots import Slots
 
@@ -135,6 +137,8 @@ class EchoEngine:
             raise UnknownAdapter(
                 f"no adapter {request.adapter.hex()[:8]} for model {request.model.hex()[:8]}"
             )
+        check(request, card)
+        _check_sampling(request)
         prompt_tokens = await self._count_prompt(request, card)
         self._begin_to_load(request)
         is_reading = request.task in READINGS
@@ -221,20 +225,18 @@ class EchoEngine:
         """Return the tokens that are read.
 
         Raises:
-            BadRequest: the model cannot do the task.
+            PromptTooLong: they do not fit the context.
         """
-        if (request.task == "embedding") != (card.dimensions > 0):
-            found = f"embeds in {card.dimensions} dimensions" if card.dimensions else "writes"
-            raise BadRequest(f"the task is {request.task!r}, and the model {found}")
-        if not request.inputs:
-            return await self.count_tokens(request.model, request.messages) + len(request.claimed)
         await trio.lowlevel.checkpoint()
         counts = [sum(1 for _ in _pieces(text)) for text in request.inputs]
-        if max(counts) >= card.context_tokens:
+        if not counts:
+            counts = [await self.count_tokens(request.model, request.messages)]
+        claimed = len(request.claimed)
+        if max(counts) + claimed >= card.context_tokens:
             raise PromptTooLong(
-                f"a prompt of {max(counts)} tokens, expected fewer than {card.context_tokens}"
+                f"a prompt of {max(counts)} tokens and {claimed} claimed ones, expected fewer than {card.context_tokens}"
             )
-        return sum(counts) + len(request.claimed)
+        return sum(counts) + claimed
 
     def _words(self, request: Generation, card: ModelCard) -> Iterator[int]:
         """Yield the words of a task that only reads, without those received before."""
@@ -245,15 +247,14 @@ class EchoEngine:
         return iter(words[len(request.received) :])
 
     def _answer(self, request: Generation, skip: int) -> Iterator[int]:
-        words = next(
-            (message.content for message in reversed(request.messages) if message.role == "user"),
-            "".join(request.inputs),
-        )
-        if request.adapter is not None:
-            words = f"{request.adapter.hex()[:8]}: {words}"
-        round_ = [int.from_bytes(b"\1" + piece, "big") for piece in _pieces(words + " ")]
+        words, repetitions = _own_words(request), self._repetitions
+        if _is_constrained(request):
+            repetitions = 1  # what must be one text is said once, to the letter
+        else:
+            words += " "
+        round_ = [int.from_bytes(b"\1" + piece, "big") for piece in _pieces(words)]
         position = skip
-        while self._repetitions is None or position < self._repetitions * len(round_):
+        while repetitions is None or position < repetitions * len(round_):
             yield round_[position % len(round_)]
             position += 1
 
@@ -290,6 +291,37 @@ def token_bytes(token: int) -> bytes:
     if data[:1] != b"\1" or len(data) > PIECE_BYTES + 1:
         raise EngineError(f"token {token} is not an echo token")
     return data[1:]
+
+
+def _own_words(request: Generation) -> str:
+    words = next(
+        (message.content for message in reversed(request.messages) if message.role == "user"),
+        "".join(request.inputs),
+    )
+    return words if request.adapter is None else f"{request.adapter.hex()[:8]}: {words}"
+
+
+def _is_constrained(request: Generation) -> bool:
+    return bool(request.sampling.schema or request.sampling.grammar)
+
+
+def _check_sampling(request: Generation) -> None:
+    """Refuse what an echo cannot do. A bias changes nothing: every other token is impossible, by how much does not matter.
+
+    Raises:
+        BadRequest: the constraint is none or does not allow the user's words, or a bias is for what is no token.
+    """
+    for token, _ in request.sampling.logit_bias:
+        try:
+            token_bytes(token)
+        except EngineError:
+            raise BadRequest(f"logit_bias names token {token}, which is no echo token") from None
+    if _is_constrained(request):
+        constraint = Constraint(compiled(request.sampling.schema, request.sampling.grammar))
+        if not (constraint.accept(_own_words(request).encode()) and constraint.is_complete):
+            raise BadRequest(
+                "the grammar or schema does not allow the user's own words, and an echo has no others"
+            )
 
 
 def _said(request: Generation, text: CompletionText, ids: tuple[int, ...]) -> Tokens:

@@ -25,6 +25,4 @@ def vector_words(text: str, dimensions: int) -> tuple[int, ...]:
 def gap_words(claimed: Iterable[int], answer: Iterable[int]) -> tuple[int, ...]:
     """Return the gap of each claimed token from the answer that the engine would have given; it may have ended before."""
     would_be = chain(answer, repeat(-1))
-    return tuple(
-        0 if token == said else GAP_MILLI for token, said in zip(claimed, would_be, strict=False)
-    )
+    return tuple(0 if token == said else GAP_MILLI for token, said in zip(claimed, would_be, strict=False))

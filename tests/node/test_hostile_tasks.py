@@ -424,16 +424,16 @@ async def refuse(_: Puppet, stream: Stream, __: Sealed[Award], ___: Work) -> Non
 async def test_one_seller_that_refuses_a_request_is_not_believed(world: World) -> None:
     eve = await beside_an_honest_seller(world, refuse)
 
-    result = await ask(world.founder, completion(sampling=Sampling(schema="{}")))
+    result = await ask(world.founder, completion(sampling=Sampling(grammar="root ::= .+")))
 
-    assert (result.sellers[0], result.text) == (eve.peer_id, echo_text(STORY))
+    assert (result.sellers[0], result.text) == (eve.peer_id, STORY)
 
 
 class Picky(Engine):
     """It takes no constraint."""
 
     async def _count_prompt(self, request: Any, card: Any) -> int:
-        if request.sampling.schema:
+        if request.sampling.grammar:
             raise BAD_SCHEMA
         return await super()._count_prompt(request, card)
 
@@ -445,9 +445,9 @@ async def test_what_two_engines_refuse_is_the_clients_fault(world: World) -> Non
     await world.acquaint(world.founder, *(world.daemons[name] for name in ("bob", "cat")))
 
     with pytest.raises(BadPrompt, match="nests 70 deep"):
-        await ask(world.founder, completion(sampling=Sampling(schema="{}")))
+        await ask(world.founder, completion(sampling=Sampling(grammar="root ::= .+")))
     with pytest.raises(BadPrompt, match="nests 70 deep"):
-        await ask(world.daemons["bob"], completion(sampling=Sampling(schema="{}"), privacy="local"))
+        await ask(world.daemons["bob"], completion(sampling=Sampling(grammar="root ::= .+"), privacy="local"))
 
     assert world.founder.accounts() == {}
 

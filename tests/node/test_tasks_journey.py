@@ -155,13 +155,14 @@ async def test_the_own_engine_reads_without_a_market(world: World) -> None:
 
 async def test_log_probabilities_come_one_for_each_token(world: World) -> None:
     bob = await seller(world, "bob", engine=Engine(cards=CARDS, tokens_per_frame=4))
-    sampling = Sampling(logprobs=True, top_logprobs=2, logit_bias=((5, -100_000),), schema="{}")
+    bias = (int.from_bytes(b"\1once"[:4], "big"), -100_000)
+    sampling = Sampling(logprobs=True, top_logprobs=2, logit_bias=(bias,), grammar="root ::= .+")
 
     result = await ask(world.founder, completion(sampling=sampling))
 
-    pieces = [token_bytes(token) for token in echo_ids(STORY, 24)]
+    pieces = [STORY.encode()[at : at + 3] for at in range(0, len(STORY), 3)]
     assert result.logprobs == [TokenLogprob(piece, 0, ((piece, 0),)) for piece in pieces]
-    assert result.text == echo_text(STORY)
+    assert result.text == STORY
     assert bob.engine.started[0].sampling == sampling
     await world.run(1)
     assert (
