@@ -1,8 +1,10 @@
 """A loaded model with its context and adapters: the only file that holds llama.cpp pointers. Only for the child."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from runtime.llama.lowlevel import AbortFlag, FirstError, ModelError, all_finite, gpu_name, llama
@@ -20,6 +22,10 @@ PIECE_BYTES_MAX = 1024  # of one token; the longest in a well-known vocabulary h
 # 128k would be 262 MB.
 EXAM_BATCH_TOKENS = 512
 EXAM_LOGITS_MAX = 16_777_216
+# Draws of 16 sequences, vocabulary of 128k, two threads against one: greedy 1.8 and 3.0 ms, with temperature 9.4 and
+# 18.2, with penalties 6.4 and 12.2, of a step of some 300 ms. Below the bound, to wake a thread takes longer.
+DRAW_THREADS = min(4, os.cpu_count() or 1)
+PARALLEL_LOGITS_MIN = 4 * 65_536
 NOT_FINITE = "the model computes numbers that are not finite; its weights are damaged"
 
 _libc = ctypes.CDLL(None)
@@ -95,6 +101,7 @@ class Model:
             1.0,
         )  # the one that the context applies, and how strongly
         self._context: Any = None
+        self._drawers = ThreadPoolExecutor(DRAW_THREADS)  # it starts none before it has something to draw
         self._abort = abort  # C holds its address: it must live as long as the context
         self._model = weights or load_weights(path, log)
         log.take()
@@ -125,6 +132,7 @@ class Model:
 
     def close(self) -> None:
         """Give the memory back; the object is dead after."""
+        self._drawers.shutdown()
         if self._context:
             llama.llama_free(self._context)
         llama.llama_model_free(self._model)  # and with it its adapters
@@ -200,7 +208,21 @@ class Model:
         return int(llama.llama_sampler_sample(sampler, self._context, index))
 
     def sample_all(self, draws: list[tuple[Any, int]]) -> list[int]:
-        """Draw for each (sampler, row of the last batch), as `sample` does, from rows that were found finite."""
+        """Draw for each (sampler, row of the last batch), as `sample` does, from rows that were found finite.
+
+        Many draws from a large vocabulary are shared among threads: ctypes gives the GIL back, the chains know nothing
+        of each other, and the cores have nothing else to do until the next step.
+        """
+        threads = DRAW_THREADS if len(draws) * self.vocabulary_size >= PARALLEL_LOGITS_MIN else 1
+        parts = [draws[start::threads] for start in range(threads)]
+        others = [self._drawers.submit(self._sample_part, part) for part in parts[1:]]
+        tokens = [0] * len(draws)
+        tokens[::threads] = self._sample_part(parts[0])
+        for start, other in enumerate(others, 1):
+            tokens[start::threads] = other.result()
+        return tokens
+
+    def _sample_part(self, draws: list[tuple[Any, int]]) -> list[int]:
         return [int(llama.llama_sampler_sample(sampler, self._context, index)) for sampler, index in draws]
 
     def copy(self, source: int, target: int, length: int) -> None:

@@ -5,16 +5,20 @@ A batch of another shape is rounded otherwise, so answers of jobs that ran besid
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
+from node.bench import random_gguf
 from runtime.llama import wire
 from runtime.llama.batching import PASSED_OVER_MAX, SPARE_SEQUENCES, Batcher
 from runtime.llama.lowlevel import AbortFlag, FirstError, llama
-from runtime.llama.model import Model
+from runtime.llama.model import PARALLEL_LOGITS_MIN, Model, Row
+from runtime.llama.sampling import Sampler
 from runtime.llama.template import RenderBounds
+from runtime.llama.vocabulary import Vocabulary
 from tests.adapter_files import random_adapter
 from tests.system.engines import TINY
 
@@ -193,6 +197,50 @@ def test_twins_with_other_adapters_share_nothing(bench: Bench) -> None:
 
     assert len({bench.computed(call) for call in calls}) == 1
     assert bench.computed(calls[0]) > bench.batcher.model.chunk_tokens
+
+
+def test_tokens_drawn_in_threads_are_those_drawn_one_after_another(tmp_path: Path) -> None:
+    """With a vocabulary that is worth it; each with its own seed and penalties."""
+    shape = replace(random_gguf.TINY, vocabulary=PARALLEL_LOGITS_MIN // 2)
+    model = Model(
+        str(random_gguf.write(tmp_path / "many-words.gguf", shape)),
+        context_tokens=64,
+        slots=SLOTS,
+        threads=1,
+        abort=AbortFlag(),
+        log=FirstError(),
+        bounds=RenderBounds(),
+    )
+    rows = [Row(number + 5, 0, number, output=True) for number in range(SLOTS)]
+
+    def drawn(*, in_threads: bool) -> list[list[int]]:
+        samplers = [sampler(model, number) for number in range(SLOTS)]
+        draws = [(each.chain, row) for row, each in enumerate(samplers)]
+        tokens = []
+        for _ in range(3):
+            many = model.sample_all(draws) if in_threads else [model.sample(*draw) for draw in draws]
+            tokens.append(many)
+            for each in samplers:
+                each.drawn()
+        for each in samplers:
+            each.close()
+        return tokens
+
+    try:
+        model.decode(rows)
+        one_by_one, in_threads = drawn(in_threads=False), drawn(in_threads=True)
+    finally:
+        model.close()
+
+    assert in_threads == one_by_one
+    assert len({token for tokens in one_by_one for token in tokens}) > SLOTS
+
+
+def sampler(model: Model, seed: int) -> Sampler:
+    parameters = wire.SamplingParameters(1_000_000, 1_000_000, 0, 0, 1_100_000, 0, 0, seed)
+    return Sampler(
+        parameters, model.vocabulary_size, 8, lambda: Vocabulary(0, lambda _: b"", lambda _: False)
+    )
 
 
 def test_a_short_prompt_is_not_stuck_behind_a_long_one(bench: Bench) -> None:
