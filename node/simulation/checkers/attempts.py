@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final
 
-from node.jobs import CLAIM_WINDOW_S
+from marketplace.prefix import prefix_digest, warm_prefixes
+from node.jobs import CLAIM_WINDOW_S, prompt_of
 from node.simulation.checkers.scene import Broken, Scene
 from protocol.limits import LIVE_WINDOW_S
-from protocol.messages import Award, Receipt
+from protocol.messages import Award, Privacy, Receipt
 
 # A lease is in use until its last job is settled, which its buyer waits for so long; and clocks differ.
 LEASE_GRACE_MS: Final = int((CLAIM_WINDOW_S + LIVE_WINDOW_S) * 1000)
@@ -45,6 +46,23 @@ def prompts_stay_where_they_may(scene: Scene) -> Iterator[Broken]:
                         daemon.name,
                         f"job {view.job_id} of privacy {view.privacy} went to {scene.name(attempt.seller)}",
                     )
+
+
+def adverts_tell_of_mesh_prompts_alone(scene: Scene) -> Iterator[Broken]:
+    """An advert lists the digest of a system prompt only if some job with it was one that any member might have read."""
+    told: defaultdict[Privacy, set[bytes]] = defaultdict(set)
+    for daemon in scene.online:
+        book = daemon.node.job_book
+        for job in (*book._running.values(), *(job for _, job in book._recent.values())):
+            turns = prompt_of(job.request).turns
+            told[job.request.privacy].add(prefix_digest(job.digest, job.adapter, turns))
+    kept = (told["owner"] | told["local"]) - told["mesh"]
+    for daemon in scene.online:
+        own = daemon.node.advertiser._own
+        for digest in sorted(warm_prefixes(own.message) & kept if own else ()):
+            yield Broken(
+                daemon.name, f"its advert tells everybody of {digest.hex()}, the prompt of one owner's job"
+            )
 
 
 def who_failed_is_not_tried_again(scene: Scene) -> Iterator[Broken]:

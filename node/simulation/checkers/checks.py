@@ -87,6 +87,7 @@ LAWS: Final[tuple[tuple[Law, When], ...]] = (
     (payments.nobody_is_served_for_nothing, When.END),
     (attempts.no_request_is_bid_on_twice, When.END),
     (attempts.prompts_stay_where_they_may, When.END),
+    (attempts.adverts_tell_of_mesh_prompts_alone, When.END),
     (attempts.who_failed_is_not_tried_again, When.END),
     (attempts.no_lease_is_used_past_its_end, When.END),
     (authority.only_the_roll_decides, When.END),

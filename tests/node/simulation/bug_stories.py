@@ -68,6 +68,17 @@ async def private_prompt(world: World) -> None:
     await ask(world, buyer, privacy="owner")
 
 
+async def own_system_prompt(world: World) -> None:
+    """Two devices of one owner, and a system prompt that is theirs; others look on."""
+    await market(world)
+    (seller,) = await world.add(1, profile="server", owner="one")
+    (buyer,) = await world.add(1, profile="laptop", owner="one", is_seller=False)
+    await world.run(12)
+    await ask(world, buyer, privacy="owner", system="you keep our accounts")
+    assert seller.engine.started, "nobody has read it"
+    await world.run(20)
+
+
 async def long_pause(world: World) -> None:
     """A conversation goes on when its lease has long been over."""
     _, (buyer,) = await market(world, sellers=1)

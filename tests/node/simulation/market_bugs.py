@@ -78,6 +78,20 @@ MARKET_BUGS: Final = (
         ),
     ),
     PlantedBug(
+        "owners-prompts-advertised",
+        "a seller's advert lists the system prompt of an owner's job",
+        "adverts tell of no prompt that was not any member's to read",
+        stories.own_system_prompt,
+        ("adverts_tell_of_mesh_prompts_alone",),
+        fault(
+            "node.services.offer:OwnOffer.note_served",
+            (
+                'owner = "" if privacy == "mesh" else self._logbook.assembly.member(buyer).owner',
+                'owner = ""',
+            ),
+        ),
+    ),
+    PlantedBug(
         "leases-last-for-ever",
         "a session goes on under an award that has long expired",
         "nothing takes effect that was expired",

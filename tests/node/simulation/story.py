@@ -65,11 +65,14 @@ async def ask(
     tokens: int = 20,
     session: bytes | None = None,
     privacy: Privacy = "mesh",
+    system: str = "",
 ) -> Outcome:
     """Ask for so many tokens, and wait for them."""
     outcome = Outcome(trio.current_time(), daemon.name)
     world.outcomes.append(outcome)
     words = (ChatMessage("user", "what did the square mean to the city?"),)
+    if system:
+        words = (ChatMessage("system", system), *words)
     await daemon.ask(ChatRequest("auto", words, tokens, privacy=privacy, session=session), outcome)
     return outcome
 
