@@ -16,7 +16,7 @@ from node.gateway import bounds
 from node.gateway.errors import Fields, told
 from node.gateway.guards import Send
 from node.gateway.live import Live, Places
-from node.gateway.openai.embedding_answer import vectors_of, whole
+from node.gateway.openai.embedding_answer import EmbeddingAnswer
 from node.gateway.openai.embedding_body import EmbeddingCall, parse_embedding
 from node.gateway.openai.model_fit import embedder
 from node.gateway.openai.writing import send_json
@@ -49,7 +49,7 @@ class Embedding:
         return Live(partial(self._answer, call, model))
 
     async def _answer(self, call: EmbeddingCall, model: ModelView, send: Send) -> None:
-        vectors: list[list[float]] = []
+        answer = EmbeddingAnswer(model.dimensions, is_base64=call.is_base64)
         job_ids: list[str] = []
         prompt_tokens = 0
         name = ""
@@ -57,12 +57,11 @@ class Embedding:
             for inputs in _jobs(call.inputs, model.dimensions):
                 words: list[int] = []
                 started, finished = await self._read(call, model, inputs, words)
-                vectors += vectors_of(words, len(inputs), model.dimensions)
+                answer.add(words, len(inputs))
                 job_ids.append(started.job_id)
                 prompt_tokens += finished.prompt_tokens
                 name = started.model
-        content = whole(vectors, is_base64=call.is_base64, model=name, prompt_tokens=prompt_tokens)
-        await send_json(send, content, ", ".join(job_ids))
+        await send_json(send, answer.whole(model=name, prompt_tokens=prompt_tokens), ", ".join(job_ids))
 
     async def _read(
         self, call: EmbeddingCall, model: ModelView, inputs: tuple[str, ...], words: list[int]
