@@ -151,6 +151,11 @@ class Leases:
         if lease.session is not None and self._by_session.get(lease.session) == award_id:
             del self._by_session[lease.session]
 
+    def retire_of(self, seller: PeerId) -> None:
+        """No further job goes under any lease of this seller's."""
+        for award_id in [award_id for award_id, lease in self._leases.items() if lease.seller == seller]:
+            self.retire(award_id)
+
     def expire(self, now: float) -> tuple[bytes, ...]:
         """Forget the leases that are over and have no job under way; return their awards, whose holds are to be voided."""
         ended = tuple(

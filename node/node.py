@@ -330,6 +330,7 @@ class Node:
             rng=rng,
             is_of_a_run=self.training.coordinator.is_of_a_run,
         )
+        self.meeting.on_restarted = self.buyer.seller_restarted
         self.overview = Overview(
             version=VERSION,
             mesh_id=mesh_id,

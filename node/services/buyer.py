@@ -121,6 +121,10 @@ class Buyer:
             task_status.started()
             await trio.sleep_forever()
 
+    def seller_restarted(self, seller: PeerId) -> None:
+        """See `Purchasing.restarted`."""
+        self._purchasing.restarted(seller)
+
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Yield the events of one chat, or another task; closing the generator cancels the job.
 

@@ -6,7 +6,7 @@ dialled hands over a sample of adverts, so that a newcomer has sellers to ask at
 3 s, or is no member, is disconnected.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING
@@ -85,6 +85,8 @@ class Meeting:
         self._answers: dict[
             PeerId, bool
         ] = {}  # who has told us how far our own logs go, and whether we agree
+        self._boots: dict[PeerId, bytes] = {}  # of members, as each last said
+        self.on_restarted: Callable[[PeerId], None] = lambda _peer: None
         self._changed = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._pauses: dict[str, float] = {}  # by address: how long we waited before the last dial
@@ -212,6 +214,10 @@ class Meeting:
         if abs(offset_ms) > CLOCK_SKEW_WORTH_SAYING_MS:
             self._journal.write("clock_skew_seen", peer=peer_id, offset_ms=offset_ms)
         self._greeted.setdefault(peer_id, trio.Event()).set()
+        if self._boots.setdefault(peer_id, hello.message.boot) != hello.message.boot:
+            self._boots[peer_id] = hello.message.boot
+            self._journal.write("peer_restarted", peer=peer_id)
+            self.on_restarted(peer_id)
         await self._learn_addresses(peer_id, hello.message.addresses)
         for raw in (hello.message.advert, *hello.message.adverts):
             if raw:

@@ -366,6 +366,10 @@ class Purchasing:
         for seller in sellers:
             self._reputation.failed(seller)
 
+    def restarted(self, seller: PeerId) -> None:
+        """A seller's daemon is another one now: it serves no lease of before, so the next request goes to auction at once."""
+        self._leases.retire_of(seller)
+
     def unsettled(self, job: Job, attempt: Attempt) -> None:
         """The receipt of a delivered job has not come: its seller may still claim it."""
         self._nursery.start_soon(self._keep_hold_for_claim, job, attempt)

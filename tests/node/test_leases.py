@@ -196,11 +196,42 @@ async def test_a_seller_that_fails_under_a_lease_is_not_asked_again_for_this_job
     assert broken.peer_id not in job.attempts[1].asked
 
 
+async def test_a_sellers_hello_tells_that_it_was_restarted_and_its_leases_are_over(world: World) -> None:
+    """Its boot is another one: the session goes to auction at once, not after an attempt that can only fail."""
+    (seller,) = await rich_sellers(world, "bob")
+    await world.founder.chat("hello", session=SESSION)
+    await world.run(1)
+    await seller.restart()
+    await world.acquaint(world.founder, seller)
+
+    answer = await world.founder.chat("and again", session=SESSION)
+
+    assert [started.seller for started in answer.started] == [seller.peer_id]
+    job = await world.founder.ended_job()
+    assert [(each.is_lease, each.outcome) for each in job.attempts] == [(False, "settled")]
+    assert [event["peer"] for event in world.founder.events("peer_restarted")] == [seller.peer_id]
+
+
+async def test_a_seller_that_only_reconnects_keeps_its_leases(world: World) -> None:
+    (seller,) = await rich_sellers(world, "bob")
+    await world.founder.chat("hello", session=SESSION)
+    await world.run(1)
+    await world.founder.mesh.disconnect(seller.peer_id)
+    await world.until(lambda: seller.peer_id not in world.founder.mesh.connected)
+    await world.acquaint(world.founder, seller)
+
+    await world.founder.chat("and again", session=SESSION)
+
+    assert world.founder.events("peer_restarted") == []
+    assert len(world.founder.events("lease_used")) == 1
+
+
 async def test_a_restarted_seller_has_forgotten_the_lease_and_may_win_the_next(world: World) -> None:
     """It refuses the work with a reason, and no fault of its own: it is asked again, and its bid counts."""
     (seller,) = await rich_sellers(world, "bob")
     await world.founder.chat("hello", session=SESSION)
     await world.run(1)
+    world.founder.node.meeting._boots.clear()  # its restart is not noticed
     await seller.restart()
     await world.acquaint(world.founder, seller)
 

@@ -8,6 +8,7 @@ from typing import Final
 from marketplace.fence import FENCES_MAX
 from marketplace.lease import LEASES_MAX, Leases
 from marketplace.ledger import EARLY_MAX
+from marketplace.warmth import ENTRIES_MAX
 from node import directory, offences
 from node.jobs import JOBS_KEPT
 from node.logbook import ACCUSATIONS_WAITING_MAX, WRITES_WAITING_MAX
@@ -69,6 +70,11 @@ BOUNDS: Final[tuple[tuple[str, Size, int], ...]] = (
         lambda daemon: len(daemon.node.buyer._purchasing._auctioneer._punctuality._missed),
         limits.SENDERS_MAX,
     ),
+    (
+        "warm beginnings",
+        lambda daemon: len(daemon.node.seller._offer._warmth._entries),
+        ENTRIES_MAX,
+    ),
     ("claims", lambda daemon: daemon.node.settlement._claims, CLAIMS_MAX),
     ("jobs as shown", lambda daemon: len(daemon.node.job_book._views), JOBS_KEPT),
     ("gossip heard", lambda daemon: len(daemon.mesh.gossip._heard), limits.DEDUPE_MAX),
@@ -92,6 +98,7 @@ def what_is_kept_of_peers_is_about_members(scene: Scene) -> Iterator[Broken]:
         admitted = len(assembly.roll) + len(assembly._ever_admitted)
         for what, found, most in (
             ("answers about its own log", len(node.meeting._answers), admitted),
+            ("boots", len(node.meeting._boots), admitted),
             ("greetings", len(node.meeting._greeted), admitted + len(daemon.mesh.connected)),
             ("bilateral logs", len(node.logbook._bilateral), admitted),
             ("newest entries", len(node.logbook._furthest), 2 * admitted),
