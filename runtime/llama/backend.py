@@ -264,10 +264,10 @@ class LlamaEngine:
         self._is_running = True
         try:
             while True:
-                was_ready, verdict = await self._live_once(announce)
+                child, verdict = await self._live_once(announce)
                 announce()
-                self._scheduler.bury(verdict, is_blamed=True)
-                starts_failed = 0 if was_ready else starts_failed + 1
+                self._scheduler.bury(verdict, is_blamed=True, was_struck=bool(child and child.was_struck))
+                starts_failed = 0 if child and child.ready.is_set() else starts_failed + 1
                 if starts_failed:
                     self._scheduler.fail_waiting(EngineDied(verdict))
                     await trio.sleep(pause_s(starts_failed))
@@ -276,18 +276,18 @@ class LlamaEngine:
             self._scheduler.bury("the engine was stopped", is_blamed=False)
             self._scheduler.fail_waiting(EngineDied("the engine was stopped"))
 
-    async def _live_once(self, announce: Callable[[], None]) -> tuple[bool, str]:
-        """Run one child to its end; return whether it could ever be asked, and what it died of."""
+    async def _live_once(self, announce: Callable[[], None]) -> tuple[LlamaChild | None, str]:
+        """Run one child to its end; return it, if it could be started, and what it died of."""
         readable = (self._store.directory, *filter(None, (self._adapters_directory,)))
         try:
             child = LlamaChild(readable, self._memory_bytes_max, self._scheduler.take)
         except OSError as error:  # no memory, no descriptors: this may pass
-            return False, f"the engine's child cannot be started: {error}"
+            return None, f"the engine's child cannot be started: {error}"
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve, child, announce)
             verdict = await child.run()
             nursery.cancel_scope.cancel()
-        return child.ready.is_set(), verdict
+        return child, verdict
 
     async def _serve(self, child: LlamaChild, announce: Callable[[], None]) -> None:
         await child.ready.wait()

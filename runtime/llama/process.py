@@ -6,6 +6,7 @@ one, ends its life. Whoever is waiting then gets `EngineDied`, and `run` returns
 
 import math
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class LlamaChild:
         sandbox: the level it reached, once it is ready.
         gpu: what llama.cpp calls the GPU, "" without one.
         ready: set when it can be asked.
+        was_struck: somebody else killed it (a user, a system out of memory): nothing that it worked on is to blame alone.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class LlamaChild:
         self.sandbox = ""
         self.gpu = ""
         self.ready = trio.Event()
+        self.was_struck = False
 
     @property
     def pid(self) -> int:
@@ -115,7 +118,7 @@ class LlamaChild:
                 return answer
             case wire.Failed() as failed:
                 raise error_from(failed)
-            case _ if question.in_template:
+            case _ if question.in_template and not self.was_struck:
                 raise BadTemplate(f"the chat template ended the process that rendered it: {self._verdict}")
             case _:
                 raise EngineDied(self._verdict)
@@ -261,6 +264,7 @@ class LlamaChild:
         await trio.aclose_forcefully(self._stream)
         if self._process.stderr:
             self._process.stderr.close()
+        self.was_struck = not self._verdict and self._process.returncode == -signal.SIGKILL
         self._verdict = self._verdict or last_words(
             "the engine's child", self._process.returncode, bytes(self._stderr)
         )

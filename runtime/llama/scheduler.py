@@ -281,8 +281,14 @@ class Scheduler:
                 if isinstance(message, wire.Done | wire.Failed):
                     self._release(call)
 
-    def bury(self, verdict: str, *, is_blamed: bool) -> None:
-        """The child is dead: tell those it worked for, and remember what it worked on."""
+    def bury(self, verdict: str, *, is_blamed: bool, was_struck: bool = False) -> None:
+        """The child is dead: tell those it worked for, and remember what it worked on.
+
+        Args:
+            verdict: what it died of.
+            is_blamed: False when the engine was stopped.
+            was_struck: somebody else killed it, which no chat template can.
+        """
         running = list(self.running.values())
         adapters = {call.request.adapter for call in running if call.request.adapter is not None}
         adapters |= {self.adapters.loading} if self.adapters.loading else set()
@@ -302,7 +308,7 @@ class Scheduler:
         self._crowded.clear()
         self.adapters.child_is_gone()
         for call in running:
-            if call.in_template:
+            if call.in_template and not was_struck:
                 call.fail(BadTemplate(f"the chat template ended the process that rendered it: {verdict}"))
             else:
                 call.fail(EngineDied(verdict))
