@@ -9,9 +9,11 @@ import trio
 
 from node.simulation.devices import Profile
 from protocol.limits import PROGRESS_INTERVAL_S
-from runtime.echo import EchoEngine
-from runtime.engine import EngineDied, Frame, Generation
+from runtime.echo import EchoEngine, echo_card
+from runtime.engine import Digest, EngineDied, Frame, Generation
 
+ECHO_VECTORS: Final = Digest(bytes(31) + b"v")
+DIMENSIONS: Final = 16  # few: a world has no use for the words of a vector but to count them
 STARTED_KEPT: Final = 64  # of the newest generations, for tests
 
 
@@ -27,8 +29,9 @@ class SimulatedEngine(EchoEngine):
 
     @classmethod
     def of(cls, profile: Profile, *, is_seller: bool) -> Self:
-        """Make the engine of a device. It says as many tokens at a time as come between two frames of progress."""
+        """Make the engine of a device, with a model that writes and one that embeds. It says as many tokens at a time as come between two frames of progress."""
         engine = cls(
+            cards=(echo_card(), echo_card(ECHO_VECTORS, "echo-vectors", dimensions=DIMENSIONS)),
             seconds_per_token=1 / profile.tokens_per_s,
             prompt_seconds_per_token=1 / profile.prompt_tokens_per_s,
             slots=profile.slots,

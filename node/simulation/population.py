@@ -2,7 +2,8 @@
 
 import heapq
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -15,6 +16,9 @@ from runtime.engine import ChatMessage
 if TYPE_CHECKING:
     from node.simulation.daemon import Daemon
     from node.simulation.world import World
+
+
+PIECE_WORDS: Final = 60  # of a document that is embedded: a paragraph
 
 
 class Askers:
@@ -56,11 +60,27 @@ class Askers:
                 continue  # nobody is there to ask
             outcome = Outcome(at_s=trio.current_time(), buyer=name, kind=question.kind)
             world.outcomes.append(outcome)
-            request = ChatRequest(
-                model="auto",
-                messages=(ChatMessage("user", question.words),),
-                tokens_max=question.tokens_max,
-                privacy=question.privacy,
-                session=question.session,
-            )
-            world.nursery.start_soon(daemon.ask, request, outcome)
+            world.nursery.start_soon(daemon.ask, request_of(question), outcome)
+
+
+def request_of(question: Question) -> ChatRequest:
+    """What a program or a person asks the node for."""
+    request = ChatRequest(
+        model="auto",
+        messages=(),
+        tokens_max=question.tokens_max,
+        privacy=question.privacy,
+        session=question.session,
+    )
+    match question.kind:
+        case "completion":
+            return replace(request, task="completion", inputs=(question.words,))
+        case "embedding":
+            return replace(request, task="embedding", inputs=_pieces(question.words))
+        case _:
+            return replace(request, messages=(ChatMessage("user", question.words),))
+
+
+def _pieces(text: str) -> tuple[str, ...]:
+    words = text.split()
+    return tuple(" ".join(words[at : at + PIECE_WORDS]) for at in range(0, len(words), PIECE_WORDS))

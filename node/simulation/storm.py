@@ -7,6 +7,7 @@ wrong as they were left, and what a crash took is gone.
 import heapq
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from itertools import count
 from random import Random
 from typing import Final
@@ -20,7 +21,7 @@ from node.simulation.link import Link
 from node.simulation.observations import Outcome
 from node.simulation.world import World
 from protocol.errors import AgoraError
-from protocol.messages import Card, Privacy
+from protocol.messages import Card, Privacy, Task
 from runtime.echo import ECHO_MODEL
 from runtime.engine import ChatMessage
 
@@ -33,6 +34,7 @@ ENGINE_TOKENS_MAX: Final = 40  # an engine dies or stalls within the first so ma
 NEWCOMERS_MAX: Final = 2
 LEAVING_SHARE: Final = 0.1  # of the people who ask: they leave in the middle of the answer
 PRIVACY: Final[tuple[tuple[Privacy, int], ...]] = (("mesh", 7), ("owner", 2), ("local", 1))
+TASKS: Final[tuple[tuple[Task, int], ...]] = (("chat", 8), ("completion", 1), ("embedding", 1))
 
 Mend = Callable[[], Awaitable[None]]
 
@@ -263,13 +265,22 @@ async def _chat(world: World, people: trio.Nursery) -> None:
 def _question(rng: Random, daemon: Daemon) -> ChatRequest:
     classes, weights = zip(*PRIVACY, strict=True)
     has_session = rng.random() < 0.5
-    return ChatRequest(
+    words = "once more " * rng.randint(1, 40)
+    request = ChatRequest(
         model="auto",
-        messages=(ChatMessage("user", "once more " * rng.randint(1, 40)),),
+        messages=(),
         tokens_max=rng.randint(1, 120),
         privacy=rng.choices(classes, weights)[0],
         session=f"{daemon.name} {rng.randint(1, 2)}".encode().ljust(32) if has_session else None,
     )
+    tasks, task_weights = zip(*TASKS, strict=True)
+    match rng.choices(tasks, task_weights)[0]:
+        case "completion":
+            return replace(request, task="completion", inputs=(words,))
+        case "embedding":
+            return replace(request, task="embedding", inputs=(words,) * rng.randint(1, 8))
+        case _:
+            return replace(request, messages=(ChatMessage("user", words),))
 
 
 async def _leave_early(daemon: Daemon, request: ChatRequest, deltas: int) -> None:

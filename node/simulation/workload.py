@@ -18,7 +18,7 @@ from typing import Literal, Self
 
 from protocol.messages import Privacy
 
-Kind = Literal["chat", "batch"]
+Kind = Literal["chat", "batch", "completion", "embedding"]
 Arrivals = Literal["poisson", "bursts", "diurnal"]
 
 HOUR_S = 3_600.0
@@ -41,6 +41,11 @@ DAY_SWING = 0.8  # 0.2 to 1.8 times the mean: about the nights and evenings of h
 # --- batches ------------------------------------------------------------------------------------------------------
 BATCH_MEAN = 20.0  # jobs handed in together: the documents of a folder
 BATCH_SHARE = 0.0  # of all questions; a world of people alone, unless it says otherwise
+
+# --- programs -----------------------------------------------------------------------------------------------------
+# Guess, of all questions: an editor that goes on with a text, a search that embeds its documents. A world has few of them,
+# so that its laws are tried with every task; nobody has measured how many there are.
+PROGRAM_SHARE = 0.06
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,9 @@ class Shape:
 CHAT = Shape("chat", words=Lengths(40, 0.8, most=600), tokens_max=Lengths(150, 0.8, most=1_024))
 # Guess: a page or two of a document each, and a summary.
 BATCH = Shape("batch", words=Lengths(500, 0.3, most=1_000), tokens_max=Lengths(400, 0.3, most=1_024))
+# Guess: a paragraph gone on with by a sentence; a document in pieces, each of which becomes one vector.
+COMPLETION = Shape("completion", words=Lengths(80, 0.5, most=600), tokens_max=Lengths(40, 0.5, most=256))
+EMBEDDING = Shape("embedding", words=Lengths(200, 0.5, most=800), tokens_max=Lengths(1, 0.0, most=1))
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class Question:
 
     Attributes:
         at_s: when, in seconds from the world's beginning.
-        words: the prompt.
+        words: the prompt, or the text to go on from or to embed.
         session: 32 bytes that the turns of one conversation share; None: it belongs to none.
         tokens_max: of the answer.
     """
@@ -124,6 +132,7 @@ class Workload:
         arrivals: of conversations: at any time, in bursts, or by the time of day.
         turns_mean: questions of a conversation; 1: no conversations, and no question has a session.
         batch_share: of all questions, how many come as batch jobs.
+        program_share: of the others, how many are no chats: completions and embeddings, one as often as the other.
         begins_at_hour: the time of day at which the world begins.
     """
 
@@ -137,6 +146,7 @@ class Workload:
     begins_at_hour: float = 0.0
     batch_share: float = BATCH_SHARE
     batch_mean: float = BATCH_MEAN
+    program_share: float = PROGRAM_SHARE
     chat: Shape = CHAT
     batch: Shape = BATCH
 
@@ -149,7 +159,7 @@ class Workload:
         for name in ("turns_mean", "burst_mean", "batch_mean"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("day_swing", "batch_share"):
+        for name in ("day_swing", "batch_share", "program_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
 
@@ -159,12 +169,19 @@ class Workload:
         All that is drawn depends on `rng` as it is now, however slowly the stream is read and whatever `rng` is used for
         meanwhile.
         """
-        chats, batches = (Random(rng.getrandbits(64)) for _ in range(2))  # noqa: S311  # a world's chance, no secret
-        chats_per_hour = device_rate_per_hour * (1 - self.batch_share)
+        chats, batches, texts, vectors = (
+            Random(rng.getrandbits(64))
+            for _ in range(4)  # noqa: S311  # a world's chance, no secret
+        )
         batch_per_hour = device_rate_per_hour * self.batch_share
+        other_per_hour = device_rate_per_hour - batch_per_hour
+        chats_per_hour = other_per_hour * (1 - self.program_share)
+        each_per_hour = other_per_hour * self.program_share / 2
         return heapq.merge(
             self._chats(chats, chats_per_hour, seconds),
             batch(batches, batch_per_hour, seconds, mean=self.batch_mean, shape=self.batch),
+            poisson(texts, each_per_hour, seconds, shape=COMPLETION),
+            poisson(vectors, each_per_hour, seconds, shape=EMBEDDING),
             key=attrgetter("at_s"),
         )
 

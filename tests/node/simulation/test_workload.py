@@ -49,6 +49,7 @@ WORKLOADS = {
     "one-offs": Workload(turns_mean=1),
     "programs": Workload(arrivals="bursts", turns_mean=1),
     "everything": Workload(arrivals="bursts", batch_share=0.3),
+    "editors": Workload(program_share=0.5, batch_share=0.3),
     "days": Workload(arrivals="diurnal", begins_at_hour=9),
 }
 
@@ -137,6 +138,10 @@ def test_a_workload_counts_all_turns_of_all_kinds_into_the_rate(workload: Worklo
     assert len(questions) == pytest.approx(30 * 24 * 40, rel=0.1)
     batches = sum(question.kind == "batch" for question in questions)
     assert batches / len(questions) == pytest.approx(workload.batch_share, abs=0.05)
+    for kind in ("completion", "embedding"):
+        asked = sum(question.kind == kind for question in questions)
+        share = (1 - workload.batch_share) * workload.program_share / 2
+        assert asked / len(questions) == pytest.approx(share, abs=0.02)
 
 
 def test_the_first_minutes_are_as_busy_as_the_later_ones() -> None:
@@ -214,7 +219,7 @@ def test_conversations_are_as_long_and_as_slow_as_the_table_says() -> None:
 def test_a_conversation_stays_in_one_privacy_class_and_all_classes_have_their_share() -> None:
     chat = replace(CHAT, privacy={"owner": 0.5, "mesh": 0.4, "local": 0.1})
 
-    talks = conversations(Workload(chat=chat).questions(Random(1), 20, 100 * DAY_S))
+    talks = conversations(Workload(chat=chat, program_share=0).questions(Random(1), 20, 100 * DAY_S))
 
     assert all(len({turn.privacy for turn in turns}) == 1 for turns in talks)
     shares = Counter(turns[0].privacy for turns in talks)
@@ -222,7 +227,7 @@ def test_a_conversation_stays_in_one_privacy_class_and_all_classes_have_their_sh
 
 
 def test_without_conversations_no_question_has_a_session() -> None:
-    questions = Workload(turns_mean=1, batch_share=0.5).questions(Random(1), 20, DAY_S)
+    questions = Workload(turns_mean=1, batch_share=0.5, program_share=0).questions(Random(1), 20, DAY_S)
 
     assert {question.session for question in questions} == {None}
 

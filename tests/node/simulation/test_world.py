@@ -143,11 +143,11 @@ async def test_whoever_is_added_later_is_admitted_by_the_founder(world: World) -
     assert late.name == "phone-1"
 
 
-async def test_devices_hold_the_model_as_the_story_says(world: World) -> None:
+async def test_devices_hold_the_models_as_the_story_says(world: World) -> None:
     (buyer,) = await world.add(1, profile="server", is_seller=False)
     (seller,) = await world.add(1, profile="phone", is_seller=True)
 
-    assert (len(buyer.engine.models), len(seller.engine.models)) == (0, 1)
+    assert (len(buyer.engine.models), len(seller.engine.models)) == (0, 2)
 
 
 async def test_nobody_is_admitted_while_the_founder_is_down(world: World) -> None:
