@@ -12,7 +12,7 @@ from runtime.llama import grammar as gbnf
 from runtime.llama import schema as json_schema
 from runtime.llama.grammar import END, Grammar
 
-PLACES_MAX = 512  # in one state
+PLACES_MAX = 2_048  # in one state; 400 fields that may be left out come to 1,200
 WORK_MAX = 30_000  # steps for one token, some 60 ms: the others in the batch wait for it
 PLACES_KEPT_MAX = 100_000  # of one text; a place takes some 150 bytes
 REMEMBERED_MAX = 50_000  # places of remembered states

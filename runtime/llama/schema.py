@@ -234,7 +234,7 @@ class _Writer:
             except pattern.BadPattern as error:
                 _refuse(f"{where}/pattern", str(error))
         if "format" in schema:
-            if schema["format"] not in _FORMATS:
+            if not isinstance(schema["format"], str) or schema["format"] not in _FORMATS:
                 _refuse(
                     f"{where}/format", f"is {_shown(schema['format'])}, expected one of {', '.join(_FORMATS)}"
                 )
