@@ -6,7 +6,7 @@ The same answers are made in every way in which a seller may make them, and read
     read    one at a time │ together with others │ again, with the beginning in the cache
 
 The gaps of honest answers are one measure. They are nearly all zero, since engines rarely disagree on the likeliest token.
-So a second measure uses places where the claimed token is not the likeliest: there two readings of one gap show at
+So a second measure uses places where the claimed token is close to the likeliest: there two readings of one gap show at
 every token by how much they differ. The larger of the two counts.
 """
 
@@ -24,6 +24,9 @@ from runtime.engine import ChatMessage, Digest, Engine, Generation, Tokens
 TOKENS: Final = 64  # of each answer
 SWAPPED_EVERY: Final = (
     4  # tokens; it makes the text strange, and margins small, which is where rounding shows
+)
+NEAR_MILLI: Final = (
+    2_000  # a token further down is the likeliest one to no honest engine, however that rounds
 )
 # Open questions: what a model knows by heart it says with a margin that no rounding reaches.
 QUESTIONS: Final = (
@@ -87,6 +90,7 @@ async def calibrate(
         abs(one - other)
         for others in (again, crowded)
         for one, other in zip(chain.from_iterable(first), chain.from_iterable(others), strict=True)
+        if min(one, other) <= NEAR_MILLI
     ]
     return Calibration(
         tokens=len(honest) + len(apart),
