@@ -6,9 +6,9 @@ the cache holds all, the next token is drawn. Everything else (replay after a fa
 recovery from an aborted step) is only a difference between those two lists.
 
 Of the prompts that wait, the one with the fewest tokens left comes first, so that a short one is not stuck behind a
-long one; the oldest is passed over a few times at most, so that a long one comes to its end. Prompts get a chunk of
-each batch together, and that is the longest that a decoding sequence waits. A job whose prompt begins as an earlier
-one's that is still being read waits for that, and copies it.
+long one; the oldest is passed over a few times at most, so that a long one comes to its end. A batch has a chunk of
+rows, those that decode included, and that is the longest that a decoding sequence waits. A job whose prompt begins as
+an earlier one's that is still being read waits for that, and copies it.
 
 llama.cpp applies an adapter to a whole batch. So a step computes jobs of one adapter only (or of none), and where there
 are several, their steps take turns.
@@ -298,9 +298,11 @@ class Batcher:
         prompts.sort(
             key=lambda job: (job is not oldest or job.passed_over < PASSED_OVER_MAX, job.tokens_left)
         )
-        chunk = room = self.model.chunk_tokens
+        chunk = self.model.chunk_tokens
+        # The whole batch is a chunk: on a CPU 64 rows, 4 of them decoding, take 10 % less than 68.
+        room = max(chunk // 2, chunk - len(shares))
         for job in prompts:
-            # A job that runs alone gets whole chunks. Beside others a piece may be cut: full batches are faster.
+            # A job that runs alone gets whole chunks. Beside others a piece is cut to fill the batch.
             count = min(chunk - len(job.sequence.cached) % chunk, job.tokens_left, room)
             if count:
                 shares.append((job, count))

@@ -32,6 +32,7 @@ STORY = (
     "Tell me a story about the brown dog, the grey teapot, the lighthouse and the small boat that came home. "
 )
 LONG = STORY * 8
+LOG = FirstError()  # C keeps its callback's address for as long as the process lives
 
 
 @dataclass
@@ -87,14 +88,14 @@ class Bench:
 @pytest.fixture(scope="module")
 def model() -> Iterator[tuple[Batcher, AbortFlag, tuple[bytes | None, ...]]]:
     llama.llama_backend_init()
-    abort, log = AbortFlag(), FirstError()
+    abort = AbortFlag()
     loaded = Model(
         str(TINY),
         context_tokens=CONTEXT,
         slots=SLOTS,
         threads=1,
         abort=abort,
-        log=log,
+        log=LOG,
         bounds=RenderBounds(),
         spare=SPARE_SEQUENCES,
     )
@@ -208,7 +209,7 @@ def test_tokens_drawn_in_threads_are_those_drawn_one_after_another(tmp_path: Pat
         slots=SLOTS,
         threads=1,
         abort=AbortFlag(),
-        log=FirstError(),
+        log=LOG,
         bounds=RenderBounds(),
     )
     rows = [Row(number + 5, 0, number, output=True) for number in range(SLOTS)]
