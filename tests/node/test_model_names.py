@@ -41,18 +41,27 @@ async def test_a_name_stands_for_its_base_whatever_patch_it_names(world: World) 
         bob.node.model("gpt-9")
 
 
-async def test_a_liar_about_dimensions_keeps_nobody_from_asking(world: World) -> None:
-    """One that says a model writes, or has other vectors, changes nothing for whoever wants it embed."""
+@pytest.mark.parametrize("lie", [0, 7])
+async def test_a_liar_about_dimensions_changes_no_list(world: World, lie: int) -> None:
+    """Also when its advert is the first that is looked at, in any order."""
+    for name, told in (("eve", lie), ("bob", 6), ("cat", 6), ("dan", 6), ("eva", lie)):
+        await seller(world, name, replace(CARDS[1], dimensions=told))
+
+    assert [model.dimensions for model in world.founder.node.models()] == [6]
+
+
+async def test_liars_about_dimensions_keep_nobody_from_asking(world: World) -> None:
+    """Many that say a model writes leave it one that embeds, for whoever wants that; so the other way round."""
+    for name in ("eve", "eva", "ivy"):
+        await seller(world, name, replace(CARDS[1], dimensions=0), replace(CARDS[0], dimensions=7))
     for name in ("bob", "cat"):
         await seller(world, name)
-    await seller(world, "eve", replace(CARDS[1], dimensions=0))
-    await seller(world, "eva", replace(CARDS[1], dimensions=7), replace(CARDS[0], dimensions=7))
+    embedder, writer = (f"echo@{digest.hex()}" for digest in (EMBEDDER, ECHO_MODEL))
 
-    embedder = world.founder.node.model("auto", "embedding")
+    asked = world.founder.node.model
 
-    assert (embedder.digest, embedder.dimensions) == (EMBEDDER.hex(), 6)
-    assert world.founder.node.model("auto").digest == ECHO_MODEL.hex()
-    assert world.founder.node.model("auto").dimensions == 0
+    assert asked(embedder, "embedding").dimensions == 6
+    assert [asked(writer, task).dimensions for task in ("chat", "completion")] == [0, 0]
 
 
 async def test_a_prompt_is_counted_where_the_model_is_in_memory_and_nowhere_else(world: World) -> None:

@@ -7,6 +7,8 @@ import httpx
 import pytest
 
 from node.chat import BadPrompt
+from node.gateway.errors import HttpError
+from node.gateway.openai.constraint import ResponseFormat, constraint
 from tests.node.gateway.fake_node import STARTED, FakeNode
 
 PATHS = {
@@ -152,6 +154,17 @@ async def test_a_schema_nested_without_end_crashes_nothing(
     assert response.status_code in {200, 400}
     assert (response.status_code == 200) == (len(node.requests) == 1)
     assert node.journal.recent() == ()
+
+
+def test_a_schema_that_can_be_read_but_not_written_is_refused() -> None:
+    """Reading and writing have each a limit of depth; what is between them would be a crash."""
+    nested: dict[str, Any] = {}
+    for _ in range(5_000):
+        nested = {"items": nested}
+
+    with pytest.raises(HttpError, match="response_format is nested too deep") as caught:
+        constraint(ResponseFormat("json_object", schema=nested), None)
+    assert (caught.value.status, caught.value.param) == (400, "response_format")
 
 
 @pytest.mark.parametrize("stream", [False, True])

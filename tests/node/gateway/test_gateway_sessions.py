@@ -1,9 +1,11 @@
 """Which conversation a request belongs to: the seller with the warm cache gets it, nobody else learns of it."""
 
+import httpx
 import pytest
 
 from node.gateway.sessions import Sessions
 from runtime.engine import ChatMessage
+from tests.node.gateway.fake_node import FakeNode
 
 SYSTEM = ChatMessage("system", "be brief")
 HI = ChatMessage("user", "hi")
@@ -84,3 +86,17 @@ def test_the_conversation_used_least_recently_is_forgotten_first() -> None:
     found = [sessions.find("k1", [HI, ChatMessage("assistant", each), MORE]) for each in "abc"]
     assert (found[0], found[2]) == (b"a", b"c")
     assert found[1] != b"b"
+
+
+async def test_a_raw_text_is_no_beginning_of_a_chat(client: httpx.AsyncClient, node: FakeNode) -> None:
+    """Else a chat that quotes a completion would go to that one's seller."""
+    user = {"role": "user", "content": "hi"}
+    quoted = [{"role": "assistant", "content": "Hello “you”"}, user]
+    await client.post(
+        "/v1/completions", json={"model": "tiny", "prompt": "hi"}, headers={"x-agora-session": "s"}
+    )
+
+    await client.post("/v1/chat/completions", json={"model": "tiny", "messages": quoted})
+
+    text, chat = (asked.session for asked in node.requests)
+    assert text != chat
