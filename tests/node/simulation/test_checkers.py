@@ -9,8 +9,9 @@ import pytest
 import trio
 
 from marketplace.fence import FENCES_MAX
+from marketplace.prefix import prefix_digest
 from node.chat import ChatRequest
-from node.jobs import CLAIM_WINDOW_S
+from node.jobs import CLAIM_WINDOW_S, prompt_of
 from node.logbook import ENTRY
 from node.simulation.adversaries import BEHAVIOURS
 from node.simulation.checkers import (
@@ -211,7 +212,7 @@ async def a_chat_never_ends(stage: Stage) -> None:
 
 
 async def a_slot_stays_taken(stage: Stage) -> None:
-    stage.seller.engine._running += 1
+    stage.seller.engine._slots.take(1.0)
 
 
 async def a_lease_keeps_a_job(stage: Stage) -> None:
@@ -308,6 +309,15 @@ async def a_private_prompt_travels(stage: Stage) -> None:
     views = stage.buyer.node.job_book._views
     (job_id,) = views
     views[job_id] = msgspec.structs.replace(views[job_id], privacy="local")
+
+
+async def an_owners_prompt_is_advertised(stage: Stage) -> None:
+    ((_, job),) = stage.buyer.node.job_book._recent.values()
+    messages = (ChatMessage("system", "you keep our accounts"), *job.request.messages)
+    job.request = replace(job.request, messages=messages, privacy="owner")
+    digest = prefix_digest(job.digest, job.adapter, prompt_of(job.request).turns)
+    advertiser = stage.seller.node.advertiser
+    advertiser._own = advertiser._sealed(msgspec.structs.replace(advertiser.own().message, warm=digest))
 
 
 async def a_seller_that_failed_is_tried_again(stage: Stage) -> None:
@@ -437,6 +447,11 @@ FAULTS: tuple[tuple[Callable[..., Any], Callable[[Stage], Awaitable[None]], str]
     (payments.payments_are_for_what_came, fewer_tokens_came_long_ago, "were paid, and 19 came"),
     (attempts.no_request_is_bid_on_twice, a_request_is_answered_again, "it bid again on request"),
     (attempts.prompts_stay_where_they_may, a_private_prompt_travels, "of privacy local went to server-1"),
+    (
+        attempts.adverts_tell_of_mesh_prompts_alone,
+        an_owners_prompt_is_advertised,
+        "the prompt of one owner's job",
+    ),
     (attempts.who_failed_is_not_tried_again, a_seller_that_failed_is_tried_again, "both went to server-1"),
     (attempts.no_lease_is_used_past_its_end, a_lease_is_used_after_a_day, "idle seconds, 600 allowed"),
     (authority.only_the_roll_decides, a_buyer_names_a_model, "a card of laptop-1, who does not vote"),
