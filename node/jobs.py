@@ -254,7 +254,9 @@ class JobBook:
             prompt_tokens=max((attempt.prompt_tokens for attempt in job.attempts), default=0),
             completion_tokens=tokens,
             ttft_s=ttft_s,
-            tokens_per_s=(tokens - 1) / stream_s if tokens > 1 and stream_s > 0 else None,
+            tokens_per_s=(tokens - 1) / stream_s
+            if tokens > 1 and stream_s > 0 and not job.is_reading
+            else None,
             started_at=job.started_at,
             finished_at=None if job.finished_s is None else job.started_at + job.finished_s - job.started_s,
             declines=[decline for attempt in job.attempts for decline in _declines(attempt)],

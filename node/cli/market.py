@@ -29,18 +29,19 @@ def jobs(context: typer.Context, home: HomeOption = None, as_json: JsonOption = 
         print_json(found)
         return
     shown = table(
-        "job", "at", "state", "model", "seller", "price", "tokens", "ttft", "tok/s", "promised",
+        "job", "at", "task", "state", "model", "seller", "price", "tokens", "ttft", "tok/s", "promised",
         right=("price", "tokens", "ttft", "tok/s"), fold=("model", "promised"),
     )  # fmt: skip
     for job in found:
         shown.add_row(
             short(job["job_id"]),
             short_clock(job["started_at"]),
+            job["kind"],
             Text(job["state"], STATE_STYLES.get(job["state"], "")),
             cell(job["model"]),
             cell(short(job["seller"]) if job["seller"] else "–"),
             credit(job["price_micro"]),
-            f"{job['prompt_tokens']}+{job['completion_tokens']}",
+            f"{job['prompt_tokens']}+{job['completion_tokens']}{'w' if is_reading(job) else ''}",
             milliseconds(job["ttft_s"]),
             f"{job['tokens_per_s']:,.0f}" if job["tokens_per_s"] else "–",
             promise(job["promised_ttft_ms"], job["promised_tokens_per_s"]).removeprefix("first token ")
@@ -69,6 +70,11 @@ def show(
         out.print(line)
 
 
+def is_reading(job: dict[str, Any]) -> bool:
+    """Whether a job was answered in words, of which nobody is paid for: vectors, or gaps of claimed tokens."""
+    return job["kind"] in {"embedding", "check"}
+
+
 def story(job: dict[str, Any]) -> list[Any]:
     """Return a job's story, line by line, as rich shows it."""
     took = (
@@ -81,9 +87,11 @@ def story(job: dict[str, Any]) -> list[Any]:
         Text.assemble(("job ", "dim"), (job["job_id"], "bold")),
         pairs(
             {
+                "task": job["kind"],
                 "asked": f"{clock(job['started_at'])} for {job['model']} ({job['digest'][:8]}), privacy {job['privacy']}",
                 "state": f"{job['state']}{took}",
-                "tokens": f"{job['prompt_tokens']} prompt + {job['completion_tokens']} completion",
+                "tokens": f"{job['prompt_tokens']} prompt + {job['completion_tokens']} "
+                + ("words of the answer" if is_reading(job) else "completion"),
                 "speed": f"first token {milliseconds(job['ttft_s'])}{speed}",
                 "price": f"{credit(job['price_micro'])} credits",
                 "receipts": " ".join(receipt[:8] for receipt in job["receipts"]) or "none yet",
@@ -91,11 +99,11 @@ def story(job: dict[str, Any]) -> list[Any]:
         ),
     ]
     for attempt in job["attempts"]:
-        lines += attempt_story(attempt)
+        lines += attempt_story(attempt, "words" if is_reading(job) else "tokens")
     return lines
 
 
-def attempt_story(attempt: dict[str, Any]) -> list[Text]:
+def attempt_story(attempt: dict[str, Any], unit: str) -> list[Text]:
     """Return one attempt: the auction, then how it ended."""
     if attempt["is_lease"]:
         how = "under the session's lease, without an auction"
@@ -107,7 +115,7 @@ def attempt_story(attempt: dict[str, Any]) -> list[Text]:
     lines += [line for _, line in sorted(answers, key=lambda answer: answer[0])]
     lines += [decline_line(decline) for decline in attempt["declines"]]
     if attempt["seller"]:
-        outcome = f"{attempt['outcome']}, {attempt['tokens']} tokens"
+        outcome = f"{attempt['outcome']}, {attempt['tokens']} {unit}"
         reason = f": {attempt['reason']}" if attempt["reason"] else ""
         receipt = f" · receipt {attempt['receipt_id'][:16]}" if attempt["receipt_id"] else ""
         lines.append(cell(f"  {short(attempt['seller'])} {outcome}{reason}{receipt}"))

@@ -1,5 +1,6 @@
 """What a job gives its seller to read: its form, its size, and the digest that a receipt binds."""
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -134,3 +135,16 @@ def test_words_that_were_received_before_are_no_part_of_the_share() -> None:
     again = job("check", received=(0,))
 
     assert [tokens_charged(again, 100, words) for words in (0, 1, 2)] == [0, 50, 100]
+
+
+def test_the_digest_is_over_lists_after_their_lengths() -> None:
+    """As docs/PROTOCOL.md tells other implementations."""
+
+    def texts(*each: bytes) -> bytes:
+        sized = b"".join(len(text).to_bytes(4, "little") + text for text in each)
+        return len(each).to_bytes(4, "little") + sized
+
+    prompt = Prompt((Turn(role="user", content="ζ"),), "check", claimed=(258,))
+
+    told = texts(b"check") + texts(b"user", "ζ".encode()) + texts() + bytes([1, 0, 0, 0, 2, 1, 0, 0])
+    assert prompt.digest() == hashlib.sha256(told).digest()

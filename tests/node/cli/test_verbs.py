@@ -125,6 +125,23 @@ async def test_the_list_of_jobs_shows_what_was_promised_beside_what_came(
     assert "100 ms      9  80 ms, 20 tok/s" in rows[0]
 
 
+async def test_a_reading_is_told_in_words(
+    node: FakeNode, agora: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An embedding has no completion; its words cost nothing."""
+    (job,) = node.jobs()
+    monkeypatch.setattr(node, "job", lambda _prefix: msgspec.structs.replace(job, kind="embedding"))
+    monkeypatch.setattr(node, "jobs", lambda _limit=0: [msgspec.structs.replace(job, kind="embedding")])
+    monkeypatch.setenv("COLUMNS", "160")
+
+    listed, told = await agora("jobs"), await agora("jobs", "show", JOB_ID[:8])
+
+    counted = f"{job.prompt_tokens}+{job.completion_tokens}w"
+    assert {"embedding", counted} <= set(listed.out.splitlines()[1].split())
+    assert f"{job.prompt_tokens} prompt + {job.completion_tokens} words of the answer" in told.out
+    assert f"settled, {job.attempts[0].tokens} words" in told.out
+
+
 async def test_an_invitation_is_one_line_to_paste(node: FakeNode, agora: Callable[..., object]) -> None:
     told = await agora("invite", "--expires", "2h", "--uses", "3", "--owner", "bob", "--credit-line", "1.5")
 
