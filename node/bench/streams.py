@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from tempfile import TemporaryFile
+from typing import IO, Final, Protocol
 
 import httpx
 
@@ -161,22 +162,31 @@ def server(model: Path, *, slots: int, context_tokens: int) -> Iterator[Server]:
         port = free.getsockname()[1]
     numbers = {"-c": slots * context_tokens, "-np": slots, "-t": THREADS, "-tb": THREADS, "--port": port}
     options = [str(word) for pair in numbers.items() for word in pair]
-    program = [SERVER, "-m", str(model), "--host", "127.0.0.1", "--no-mmap", *options]
+    program = [SERVER, "-m", str(model), "--host", "127.0.0.1", *options]
     command = [sys.executable, "-m", "node.bench.without_amx", *program]
     quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet) as process:
+    with (
+        TemporaryFile() as words,
+        subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=words) as process,
+    ):
         peer = Server(f"http://127.0.0.1:{port}", slots)
         try:
-            until("llama-server has loaded its model", lambda: _is_up(process, peer), timeout_s=LOAD_S_MAX)
+            until(
+                "llama-server has loaded its model",
+                lambda: _is_up(process, peer, words),
+                timeout_s=LOAD_S_MAX,
+            )
             yield peer
         finally:
             peer.close()
             process.kill()
 
 
-def _is_up(process: "subprocess.Popen[bytes]", peer: Server) -> bool:
+def _is_up(process: "subprocess.Popen[bytes]", peer: Server, words: IO[bytes]) -> bool:
     if process.poll() is not None:
-        raise LocalMeshFailed(f"{SERVER} ended with status {process.returncode}, expected it to serve")
+        words.seek(0)
+        log = words.read().decode(errors="replace")
+        raise LocalMeshFailed(f"{SERVER} ended with status {process.returncode}, expected it to serve", log)
     return peer.is_ready()
 
 
