@@ -92,6 +92,7 @@ class LlamaEngine:
             threads=threads or max(1, (os.cpu_count() or 2) - 1),
             memory_bytes_max=self._memory_bytes_max,
         )
+        self._loader = self._scheduler.loader
         self._is_running = False
         self.sandbox = "S1"  # until a child has said more
         self.gpu = ""
@@ -104,14 +105,14 @@ class LlamaEngine:
         return {
             digest: replace(card, context_tokens=min(card.trained_context_tokens, self._context_tokens))
             for digest, card in self._store.models.items()
-            if not self._scheduler.record(digest).set_aside
+            if not self._scheduler.records.of(digest).set_aside
         }
 
     @property
     def adapters(self) -> Mapping[Digest, Digest]:
         """Those that were loaded, but for those set aside."""
         return {
-            adapter: base for adapter, base in self._scheduler.adapters.ready().items() if base in self.models
+            adapter: base for adapter, base in self._loader.adapters.ready().items() if base in self.models
         }
 
     async def load_adapter(self, base: Digest, adapter: Digest, path: Path) -> None:
@@ -119,11 +120,11 @@ class LlamaEngine:
 
         Should the child die under it, it is tried again in the next one, until it is set aside.
         """
-        self._scheduler.check_model(base)
-        known = self._scheduler.adapters.find(adapter)
+        self._scheduler.records.check(base, self._store)
+        known = self._loader.adapters.find(adapter)
         if known is None:
             known = self._examine_path(base, adapter, path)
-            self._scheduler.adapters.add(adapter, known)
+            self._loader.adapters.add(adapter, known)
         if known.set_aside:
             raise AdapterSetAside(known.set_aside)
         if known.base != base:
@@ -134,14 +135,14 @@ class LlamaEngine:
         if not self._is_running:
             raise EngineDied("the engine is not running")
         order = Order(adapter)
-        self._scheduler.adapters.orders.append(order)
-        self._scheduler.changed.set()
+        self._loader.adapters.orders.append(order)
+        self._loader.changed.set()
         try:
             await order.done.wait()
         finally:
-            if order in self._scheduler.adapters.orders:  # cancelled
-                self._scheduler.adapters.end_order(order)
-            self._scheduler.sweep_adapters()
+            if order in self._loader.adapters.orders:  # cancelled
+                self._loader.adapters.end_order(order)
+            self._loader.sweep_adapters()
         if order.error:
             raise order.error
         if known.is_leaving:
@@ -149,16 +150,16 @@ class LlamaEngine:
 
     def unload_adapter(self, adapter: Digest) -> None:
         """Take no more requests for it. See the port."""
-        known = self._scheduler.adapters.find(adapter)
+        known = self._loader.adapters.find(adapter)
         if known:
             known.is_leaving = True
-            self._scheduler.sweep_adapters()
+            self._loader.sweep_adapters()
 
     def status(self, model: Digest) -> EngineStatus:
         """Return what a bid for this model may promise now."""
         scheduler = self._scheduler
-        scheduler.check_model(model)
-        record = scheduler.record(model)
+        scheduler.records.check(model, self._store)
+        record = scheduler.records.of(model)
         # Whoever waits would run if they could: they stand for slots that are as good as taken.
         accepted = len(scheduler.running) + len(scheduler.waiting)
         queued = max(0, accepted - self._slots)
@@ -171,23 +172,23 @@ class LlamaEngine:
             tokens_per_s=record.decode.tokens_per_s(streams),
             sandbox=self.sandbox,
             wait_s=scheduler.wait_s() if accepted >= self._slots else 0.0,
-            load_s=scheduler.load_s(model),
+            load_s=self._loader.load_s(model),
             queue_free=max(0, scheduler.queue_max - queued),
         )
 
     async def count_tokens(self, model: Digest, messages: tuple[ChatMessage, ...]) -> int:
         """Return the number of prompt tokens of the rendered chat; the model is loaded for it."""
-        self._scheduler.check_model(model)
+        self._scheduler.records.check(model, self._store)
         request = Generation(model=model, messages=messages, tokens_max=0)
         check(request, self._store.models[request.model])
-        if self._scheduler.child is None or model not in self._scheduler.memory:
+        if self._loader.child is None or model not in self._loader.memory:
             # A generation of no tokens loads the model, waits its turn, and counts.
             async with aclosing(self.generate(request)) as generation:
                 async for frame in generation:
                     if isinstance(frame, Finished):
                         return frame.prompt_tokens
-        assert self._scheduler.child is not None
-        answer = await self._scheduler.child.ask(
+        assert self._loader.child is not None
+        answer = await self._loader.child.ask(
             wire.CountTokens(next(self._scheduler.ids), model, turns(messages))
         )
         if not isinstance(answer, wire.Counted):
@@ -196,8 +197,8 @@ class LlamaEngine:
 
     async def generate(self, request: Generation) -> AsyncGenerator[Frame, None]:
         """Yield the frames of one generation. See the port."""
-        self._scheduler.check_model(request.model)
-        self._scheduler.adapters.check(request)
+        self._scheduler.records.check(request.model, self._store)
+        self._loader.adapters.check(request)
         check(request, self._store.models[request.model])
         if not self._is_running:
             raise EngineDied("the engine is not running")
@@ -224,29 +225,29 @@ class LlamaEngine:
             EngineBusy: it has none.
             EngineError: it cannot be loaded.
         """
-        self._scheduler.check_model(model)
+        self._scheduler.records.check(model, self._store)
         if not self._is_running:
             raise EngineDied("the engine is not running")
-        wish = self._scheduler.wish(model, is_modest=is_modest)
+        wish = self._loader.wish(model, is_modest=is_modest)
         await wish.done.wait()
         if wish.error:
             raise wish.error
 
     def cells(self, model: Digest) -> int:
         """Return how many tokens the caches of a model's slots hold together, as its memory was planned."""
-        self._scheduler.check_model(model)
-        return self._scheduler.footprint(model).cells
+        self._scheduler.records.check(model, self._store)
+        return self._loader.footprint(model).cells
 
     def set_threads(self, threads: int) -> None:
         """Compute with this many threads from the next step on."""
-        self._scheduler.threads = max(1, threads)
-        if self._scheduler.child:
-            self._scheduler.child.tell(wire.SetThreads(self._scheduler.threads))
+        self._loader.threads = max(1, threads)
+        if self._loader.child:
+            self._loader.child.tell(wire.SetThreads(self._loader.threads))
 
     @property
     def child_pid(self) -> int | None:
         """The child's process id, while there is one."""
-        return self._scheduler.child.pid if self._scheduler.child else None
+        return self._loader.child.pid if self._loader.child else None
 
     # --- the life of the child -----------------------------------------------------------------------------------
 
@@ -301,11 +302,11 @@ class LlamaEngine:
         Raises:
             ModelLoading: it takes long. The load goes on.
         """
-        left_s = self._scheduler.load_s(model)
+        left_s = self._loader.load_s(model)
         if left_s <= LOADING_S_MAX:
             return
-        self._scheduler.wish(model)
-        loading = self._scheduler.loading
+        self._loader.wish(model)
+        loading = self._loader.loading
         done = loading.share if loading and loading.model == model else 0.0
         name = self._store.models[model].name
         raise ModelLoading(

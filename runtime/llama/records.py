@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 import trio
 
+from runtime.engine import Digest, ModelSetAside, UnknownModel
 from runtime.llama.speed import DECODE_SLOWDOWN, NEW_WEIGHT, PROMPT_SLOWDOWN, SpeedTable
+from runtime.model_store import ModelStore
 
 DEATHS_MAX = 5  # in a row, without a request served in between
 PAUSE_S_FIRST = 0.5  # after the second death in a row; twice as long after each further one
@@ -80,6 +82,33 @@ class ModelRecord:
         if measured.completion_tokens:
             old = self.completion_tokens or measured.completion_tokens
             self.completion_tokens = (1 - NEW_WEIGHT) * old + NEW_WEIGHT * measured.completion_tokens
+
+
+class Records:
+    """Those of all models that were asked for.
+
+    Attributes:
+        last_good: the model that served last, or was loaded first: the likeliest to be asked for.
+    """
+
+    def __init__(self) -> None:
+        self._all: dict[Digest, ModelRecord] = {}
+        self.last_good: Digest | None = None
+
+    def of(self, model: Digest) -> ModelRecord:
+        """Return what is known of a model."""
+        return self._all.setdefault(model, ModelRecord())
+
+    def check(self, model: Digest, store: ModelStore) -> None:
+        """Return if a model can be asked for.
+
+        Raises:
+            UnknownModel: it is not here, or was set aside.
+        """
+        if model not in store.models:
+            raise UnknownModel(f"no model {model.hex()[:8]} on this engine")
+        if reason := self.of(model).set_aside:
+            raise ModelSetAside(reason)
 
 
 def pause_s(deaths: int) -> float:

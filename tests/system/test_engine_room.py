@@ -23,6 +23,7 @@ from runtime.engine import (
     Phase,
     Progress,
     Tokens,
+    UnknownModel,
 )
 from runtime.llama.backend import LlamaEngine
 from runtime.model_store import ModelStore
@@ -106,11 +107,14 @@ async def test_a_flood_of_one_payer_leaves_room_for_the_next_one(store: ModelSto
         except EngineBusy as error:
             outcomes[name] = str(error)
 
-    async with one_slot(store, queue_max=3) as engine, trio.open_nursery() as nursery:
-        async with occupied(engine, model):
-            for name in ("a1", "a2", "a3", "b1", "a4"):
-                nursery.start_soon(go, name)
-                await trio.testing.wait_all_tasks_blocked()
+    async with (
+        one_slot(store, queue_max=3) as engine,
+        trio.open_nursery() as nursery,
+        occupied(engine, model),
+    ):
+        for name in ("a1", "a2", "a3", "b1", "a4"):
+            nursery.start_soon(go, name)
+            await trio.testing.wait_all_tasks_blocked()
 
     busy = "3 requests wait already, expected fewer than 3"
     assert outcomes == {"a1": "answered", "a2": "answered", "a3": busy, "b1": "answered", "a4": busy}
@@ -227,7 +231,7 @@ async def test_a_load_that_takes_long_is_said_to_the_own_user_and_waited_for_by_
 ) -> None:
     model, other = tiny(store, tmp_path), tiny(store, tmp_path, seed=1)
     async with running(store, memory_bytes_max=ONE_MODEL) as engine:
-        engine._scheduler.record(model).load_s = 60.0  # as it took before
+        engine._scheduler.records.of(model).load_s = 60.0  # as it took before
         with pytest.raises(ModelLoading, match=r"model 'tiny0' is being loaded: 0% so far, ready in") as told:
             await answer(engine, ask(model))
         assert told.value.done == 0
@@ -243,7 +247,7 @@ async def test_a_load_that_takes_long_is_said_to_the_own_user_and_waited_for_by_
         assert engine.status(model).load_s == 0
 
     async with running(store, memory_bytes_max=ONE_MODEL) as engine:
-        engine._scheduler.record(model).load_s = 60.0
+        engine._scheduler.records.of(model).load_s = 60.0
         ids, _ = await answer(engine, replace(ask(model), payer="b"))
         assert len(ids) == 16
 
@@ -403,3 +407,26 @@ async def test_bad_requests_of_others_leave_a_batch_alone(store: ModelStore, tmp
             assert engine.status(model).slots_free == SLOTS - 1
 
         assert await answer(engine, ask(model, tokens_max=60)) == alone
+
+
+async def test_a_model_that_is_removed_while_somebody_waits_for_it_is_named(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    model, other = smuggle(store, slow_model(tmp_path / "slow.gguf")), tiny(store, tmp_path)
+    refusals: list[str] = []
+
+    async def go() -> None:
+        try:
+            await answer(engine, ask(other))
+        except UnknownModel as error:
+            refusals.append(str(error))
+
+    async with running(store, memory_bytes_max=ONE_MODEL) as engine, trio.open_nursery() as nursery:
+        async with occupied(engine, model):
+            nursery.start_soon(go)
+            await trio.testing.wait_all_tasks_blocked()
+            store.path(other).unlink()
+            del store._entries[other]
+        await answer(engine, ask(model))
+
+    assert refusals == [f"no model {other.hex()[:8]} on this engine"]
