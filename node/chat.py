@@ -19,6 +19,8 @@ class ChatRequest:
         task: `embedding` is answered by words (see `runtime.engine.Generation`), in `ChatDelta.words`.
         inputs: the raw text to go on from, or the texts to embed.
         claimed: the completion tokens to check.
+        tokens_wanted: `tokens_max` where the client named it: it is refused if the prompt leaves no room for it. What nobody
+            named gives way to the context.
         session: 32 bytes that say which conversation this is (warm cache, no new auction); None: no session. A task
             that only reads has none.
         not_by: who may not do it, nor any other device of the same owners: a check is another's business.
@@ -34,6 +36,7 @@ class ChatRequest:
     task: Task = "chat"
     inputs: tuple[str, ...] = ()
     claimed: tuple[int, ...] = ()
+    tokens_wanted: int = 0
     not_by: frozenset[PeerId] = frozenset()
 
 

@@ -16,14 +16,14 @@ import msgspec
 
 from marketplace.assembly.assembly import Assembly
 from marketplace.prompt import unfit
-from node.chat import ChatRequest, UnknownModelName, Wanted
+from node.chat import UnknownModelName, Wanted
 from node.clock import Clock
 from node.directory import Directory
 from node.patches import Patches
 from node.views import ModelView
 from protocol.identity import PeerId
 from protocol.messages import NO_HASH, ModelOffer, Task
-from runtime.engine import FAULTS_OF_CLIENT, Digest, Engine, EngineError
+from runtime.engine import Digest, Engine
 
 DIGEST_PREFIX_HEX = 8
 BARE = "base"
@@ -134,22 +134,6 @@ class ModelNames:
         if card := self._engine.models.get(Digest(digest)):
             return card.dimensions
         return _told_dimensions(self._offered().get(digest, []), task)
-
-    async def prompt_tokens(self, request: ChatRequest) -> int | None:
-        """Return how many tokens a chat's prompt has; None: nobody here can tell before it is read.
-
-        Raises:
-            EngineError: one of `FAULTS_OF_CLIENT`.
-        """
-        base = Digest(self.wanted(request.model, request.task).base)
-        if request.task != "chat" or base not in self._engine.models or self._engine.status(base).load_s:
-            return None  # to load a model for a count takes longer than the answer it may spare
-        try:
-            return await self._engine.count_tokens(base, request.messages)
-        except FAULTS_OF_CLIENT:
-            raise
-        except EngineError:
-            return None
 
     def wanted(self, name: str, task: Task = "chat") -> Wanted:
         """Return what a client's name stands for: the base, and which of its adapters may answer.

@@ -406,10 +406,6 @@ class Node:
         """Return the model that a client's name stands for; see `ModelNames.view`."""
         return self.names.view(name, task)
 
-    async def prompt_tokens(self, request: ChatRequest) -> int | None:
-        """Return how many tokens a prompt has, if this device can tell; see `ModelNames.prompt_tokens`."""
-        return await self.names.prompt_tokens(request)
-
     async def quotes(self, model: str, prompt_tokens: int, completion_tokens: int) -> AttemptView:
         """Ask the sellers what such a request would cost, and award nothing."""
         return attempt_view(await self.buyer.quotes(model, prompt_tokens, completion_tokens))

@@ -654,6 +654,7 @@ class Work(Message, frozen=True, kw_only=True):
         task: as in the request.
         inputs: the raw text to go on from, or the texts to embed; empty for a chat.
         claimed: the completion tokens to check.
+        tokens_wanted: the cap that the client named, where it did: if the prompt leaves no room for it, that is an error.
     """
 
     kind = "work"
@@ -674,6 +675,7 @@ class Work(Message, frozen=True, kw_only=True):
     claimed: Annotated[
         tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...], Meta(max_length=limits.RECEIVED_TOKENS_MAX)
     ] = ()
+    tokens_wanted: Count = 0
 
 
 class Cancel(Message, frozen=True, kw_only=True):

@@ -33,6 +33,7 @@ from runtime.engine import (
     Tokens,
     UnknownAdapter,
     UnknownModel,
+    no_room,
 )
 from runtime.llama.constraint import Constraint, compiled
 from runtime.llama.request import check
@@ -226,6 +227,7 @@ class EchoEngine:
 
         Raises:
             PromptTooLong: they do not fit the context.
+            BadRequest: they leave no room for what is wanted.
         """
         await trio.lowlevel.checkpoint()
         counts = [sum(1 for _ in _pieces(text)) for text in request.inputs]
@@ -236,6 +238,8 @@ class EchoEngine:
             raise PromptTooLong(
                 f"a prompt of {max(counts)} tokens and {claimed} claimed ones, expected fewer than {card.context_tokens}"
             )
+        if request.tokens_wanted > (room := card.context_tokens - max(counts)):
+            raise BadRequest(no_room(request.tokens_wanted, room, max(counts)))
         return sum(counts) + claimed
 
     def _words(self, request: Generation, card: ModelCard) -> Iterator[int]:

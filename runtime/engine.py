@@ -84,6 +84,8 @@ class Generation:
         inputs: the raw text to go on from, or the texts to embed. A check has a raw text here or a chat in `messages`.
         claimed: the completion tokens to check.
         payer: for whom: slots are shared fairly between those who wait.
+        tokens_wanted: completion tokens that the context has to have room for beside the prompt, or `BadRequest`; 0: as
+            many as there is room for will do.
     """
 
     model: Digest
@@ -97,6 +99,7 @@ class Generation:
     inputs: tuple[str, ...] = ()
     claimed: tuple[int, ...] = ()
     payer: str = ""
+    tokens_wanted: int = 0
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,14 @@ class EngineError(AgoraError):
 
 class BadRequest(EngineError):
     """A field of the request is outside of what an engine takes; the message names it."""
+
+
+def no_room(wanted: int, room: int, prompt_tokens: int) -> str:
+    """Say that a cap which a client named does not fit, for a `BadRequest`."""
+    return (
+        f"max_tokens is {wanted}, expected {room} at most: the prompt has {prompt_tokens} tokens of the "
+        f"context's {room + prompt_tokens}"
+    )
 
 
 class UnknownModel(EngineError):

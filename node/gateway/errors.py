@@ -17,6 +17,7 @@ from protocol.errors import AgoraError, LocalProtocolError, MeshError
 from runtime.engine import FAULTS_OF_CLIENT, EngineError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+ENGINES_CAP = "max_tokens"  # as engines call it, whatever the client calls it
 RETRY_AFTER_S = 1  # of what was refused only because too much is going on
 
 
@@ -27,10 +28,12 @@ class Fields:
     Attributes:
         prompt: the field that is read.
         constraint: the one that says what the answer must be; empty: it is free.
+        cap: the one that bounds the answer; empty: none does.
     """
 
     prompt: str = "messages"
     constraint: str = ""
+    cap: str = ""
 
 
 class HttpError(Exception):
@@ -130,6 +133,9 @@ def _blamed(message: str, fields: Fields) -> HttpError:
     """Return the 400 for what an engine refused; its words say which field, in its own terms."""
     if fields.constraint and re.search(r"\b(schema|grammar)\b", message):
         return bad_request(message, param=fields.constraint)
+    if fields.cap and message.startswith(ENGINES_CAP):
+        message = fields.cap + message.removeprefix(ENGINES_CAP)
+        return bad_request(message, param=fields.cap, code="context_length_exceeded")
     if message.startswith("logit_bias"):
         return bad_request(message, param="logit_bias")
     return bad_request(message, param=fields.prompt, code="invalid_prompt")

@@ -46,13 +46,6 @@ class NodePort(Protocol):
             UnknownModelName: there is none.
         """
 
-    async def prompt_tokens(self, request: ChatRequest) -> int | None:
-        """Return how many tokens a chat's prompt has; None: nobody here can tell before it is read.
-
-        Raises:
-            EngineError: the prompt is at fault.
-        """
-
     def jobs(self, limit: int = 100) -> list[JobView]:
         """Return the newest jobs first, running ones too."""
 

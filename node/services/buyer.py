@@ -320,6 +320,7 @@ class Buyer:
             task=request.task,
             inputs=prompt.inputs,
             claimed=request.claimed,
+            tokens_wanted=request.tokens_wanted,
         )
         finished: Finished | None = None
         failure: EngineError | None = None

@@ -480,6 +480,7 @@ def _work(job: Job, attempt: Attempt, award_id: bytes, completion_tokens: int) -
         task=prompt.task,
         inputs=prompt.inputs,
         claimed=prompt.claimed,
+        tokens_wanted=request.tokens_wanted,
     )
 
 

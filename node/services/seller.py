@@ -375,6 +375,7 @@ class Seller:
             task=work.task,
             inputs=work.inputs,
             claimed=work.claimed,
+            tokens_wanted=work.tokens_wanted,
             payer=stream.peer_id,
         )
         frames = self._engine.generate(generation)

@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from runtime.engine import BadRequest
+from runtime.engine import BadRequest, no_room
 from runtime.llama import wire
 from runtime.llama.checking import Check
 from runtime.llama.lowlevel import ModelError
@@ -147,6 +147,7 @@ class Batcher:
         Raises:
             TemplateError: the chat cannot be rendered.
             TooLong: it does not fit the context.
+            BadRequest: the context has no room for what is wanted, or the request names what the model has not.
             ModelError: it cannot be tokenised, or no slot is free.
             NoCells: it can be taken in when another job has ended.
         """
@@ -165,6 +166,8 @@ class Batcher:
                 f"a prompt of {len(prompt)} tokens and {len(following)} {what} ones, "
                 f"expected fewer than {self.model.context_tokens} in all",
             )
+        if request.tokens_wanted > (room := self.model.context_tokens - len(prompt)):
+            raise BadRequest(no_room(request.tokens_wanted, room, len(prompt)))
         tokens = [*prompt, *(following[: request.tokens_max][:-1] if is_check else following)]
         if len(self.jobs) >= self.slots:
             raise ModelError("no slot is free")

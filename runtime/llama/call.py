@@ -96,6 +96,7 @@ class Call:
             task=request.task,
             inputs=request.inputs,
             claimed=request.claimed,
+            tokens_wanted=request.tokens_wanted,
         )
 
     # --- the reader's side ---------------------------------------------------------------------------------------

@@ -62,6 +62,8 @@ def check(request: Generation, card: ModelCard) -> None:
         _size(text)
     if not 0 <= request.tokens_max <= TOKEN_MAX:
         raise BadRequest(f"tokens_max is {request.tokens_max}, expected 0 to {TOKEN_MAX}")
+    if not 0 <= request.tokens_wanted <= TOKEN_MAX:
+        raise BadRequest(f"tokens_wanted is {request.tokens_wanted}, expected 0 to {TOKEN_MAX}")
     for name, tokens in (("received", request.received), ("claimed", request.claimed)):
         if len(tokens) > RECEIVED_TOKENS_MAX:
             raise BadRequest(f"{len(tokens)} {name} tokens, expected at most {RECEIVED_TOKENS_MAX}")

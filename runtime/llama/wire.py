@@ -126,6 +126,7 @@ class Generate(Message, frozen=True):
     task: Task = "chat"
     inputs: tuple[str, ...] = ()
     claimed: tuple[Token, ...] = ()
+    tokens_wanted: Count = 0
 
 
 class CountTokens(Message, frozen=True):

@@ -11,6 +11,7 @@ import trio.testing
 
 from runtime.echo import EchoEngine, echo_card
 from runtime.engine import (
+    BadRequest,
     ChatMessage,
     Digest,
     Engine,
@@ -191,6 +192,19 @@ async def test_a_prompt_over_the_context_is_refused_with_both_numbers(engine: En
         await collect(engine, chat(engine, long))
 
     await collect(engine, chat(engine))
+    assert engine.status(chat(engine).model).slots_free == 1
+
+
+async def test_a_cap_that_has_no_room_beside_the_prompt_is_refused_if_it_must_fit(engine: Engine) -> None:
+    """Who named it would get a shorter answer and not know why; the others' requests go on."""
+    prompt = await engine.count_tokens(chat(engine).model, QUESTION)
+    told = f"max_tokens is 512, expected {512 - prompt} at most: the prompt has {prompt} tokens of the context's 512"
+
+    with pytest.raises(BadRequest) as caught:
+        await collect(engine, replace(chat(engine, tokens_max=512), tokens_wanted=512))
+
+    assert str(caught.value) == told
+    await collect(engine, replace(chat(engine, tokens_max=1), tokens_wanted=512 - prompt))
     assert engine.status(chat(engine).model).slots_free == 1
 
 

@@ -1,17 +1,16 @@
-"""What a name stands for: which model, what it can do, and how long a prompt of it is."""
+"""What a name stands for: which model, and what it can do."""
 
 from dataclasses import replace
 
 import pytest
 
-from node.chat import ChatRequest, UnknownModelName
+from node.chat import UnknownModelName
 from runtime.echo import ECHO_MODEL, echo_card
-from runtime.engine import ChatMessage, Digest, ModelCard, PromptTooLong
-from tests.node.world import Daemon, Engine, World, chat_request
+from runtime.engine import Digest, ModelCard
+from tests.node.world import Daemon, Engine, World
 
 EMBEDDER = Digest(bytes(31) + b"v")
 CARDS = (echo_card(), echo_card(EMBEDDER, "echo-vectors", dimensions=6))
-WORDS = "what is an agora?"
 
 
 async def seller(world: World, name: str, *cards: ModelCard) -> Daemon:
@@ -62,25 +61,3 @@ async def test_liars_about_dimensions_keep_nobody_from_asking(world: World) -> N
 
     assert asked(embedder, "embedding").dimensions == 6
     assert [asked(writer, task).dimensions for task in ("chat", "completion")] == [0, 0]
-
-
-async def test_a_prompt_is_counted_where_the_model_is_in_memory_and_nowhere_else(world: World) -> None:
-    bob = await seller(world, "bob")
-    asked = chat_request(WORDS)
-    text = ChatRequest(model="auto", messages=(), task="completion", inputs=(WORDS,))
-
-    counted = await bob.node.prompt_tokens(asked)
-
-    answer = await bob.chat(WORDS, privacy="local")
-    assert answer.finished is not None
-    assert counted == answer.finished.prompt_tokens
-    assert await world.founder.node.prompt_tokens(asked) is None
-    assert await bob.node.prompt_tokens(text) is None
-
-
-async def test_a_prompt_that_is_too_long_is_told_when_it_is_counted(world: World) -> None:
-    bob = await seller(world, "bob")
-    asked = replace(chat_request(WORDS), messages=(ChatMessage("user", "a " * 10_000),))
-
-    with pytest.raises(PromptTooLong):
-        await bob.node.prompt_tokens(asked)

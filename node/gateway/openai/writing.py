@@ -89,7 +89,7 @@ class Writing:
             UnknownModelName: there is no such model.
         """
         call = kind.parse(await request.body(), request.headers, self._rng)
-        await check_writer(self._node, call)
+        check_writer(self._node, call)
         key_id: str = request.state.key_id
         session = self._session(call, key_id, session_name_of(request.headers))
         call = replace(call, request=replace(call.request, session=session))

@@ -8,7 +8,7 @@ and can be checked.
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import msgspec
@@ -57,14 +57,12 @@ class Call:
     """A checked call: what to ask the node for, and how the client wants it told.
 
     Attributes:
-        cap_field: the field by which the client bounds the answer; empty: it leaves that to us.
         fields: to name when an engine finds fault with one.
     """
 
     request: ChatRequest
     is_stream: bool
     wants_usage: bool
-    cap_field: str
     fields: Fields
 
 
@@ -123,11 +121,20 @@ def sampling_of(body: WritingBody, rng: random.Random, *, logprobs: bool, top_lo
 
 
 def call_of(body: WritingBody, request: ChatRequest, *, cap_field: str, prompt_field: str) -> Call:
-    """Return the call that a body and the request made of it come to."""
+    """Return the call that a body and the request made of it come to.
+
+    Args:
+        body: as it was sent.
+        request: what it asks for.
+        cap_field: by which the client bounds the answer; empty: it leaves that to us, and the context may do so.
+        prompt_field: what is read.
+    """
     wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     constraint_field = "grammar" if body.grammar else "response_format" if body.response_format else ""
-    fields = Fields(prompt_field, constraint_field)
-    return Call(request, bool(body.stream), wants_usage, cap_field, fields)
+    fields = Fields(prompt_field, constraint_field, cap_field)
+    if cap_field:
+        request = replace(request, tokens_wanted=request.tokens_max)
+    return Call(request, bool(body.stream), wants_usage, fields)
 
 
 def number(body: msgspec.Struct, name: str) -> float:

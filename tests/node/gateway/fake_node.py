@@ -71,7 +71,6 @@ class FakeNode:
         self.journal = Journal()
         self.script: list[Any] = list(HELLO) if script is None else script
         self.context_tokens = 65_536
-        self.counted: int | Exception | None = None
         self.gate = trio.Event()
         self.requests: list[ChatRequest] = []
         self.is_chatting = trio.Event()
@@ -111,12 +110,6 @@ class FakeNode:
         if name not in known:
             raise UnknownModelName(name, ("tiny",))
         return known[name]
-
-    async def prompt_tokens(self, request: ChatRequest) -> int | None:  # noqa: ARG002  # the port's
-        await trio.lowlevel.checkpoint()
-        if isinstance(self.counted, Exception):
-            raise self.counted
-        return self.counted
 
     def jobs(self, limit: int = 100) -> list[JobView]:
         return [self._job()][:limit]

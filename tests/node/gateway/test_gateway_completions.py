@@ -7,7 +7,7 @@ import pytest
 
 from node.chat import BadPrompt, ChatDelta, StillLoading
 from node.gateway.bounds import Bounds
-from runtime.engine import PromptTooLong, Sampling
+from runtime.engine import Sampling, no_room
 from tests.node.gateway.fake_node import FINISHED, HELLO, JOB_ID, STARTED, FakeNode
 from tests.node.gateway.raw_http import connect, events
 
@@ -175,28 +175,37 @@ async def test_more_tokens_than_the_context_has_are_refused(
     assert len(node.requests) == 2
 
 
-@pytest.mark.parametrize(
-    ("counted", "param", "message"),
-    [
-        (400, "max_tokens", "max_tokens is 200, expected 112 at most: the context of model 'tiny' has 512 tokens and the prompt 400"),
-        (512, "messages", "messages has 512 tokens, expected fewer than the 512 of model 'tiny'"),
-        (PromptTooLong("a prompt of 900 tokens, expected fewer than 512"), "messages", "a prompt of 900 tokens, expected fewer than 512"),
-    ],
-)  # fmt: skip
-async def test_more_tokens_than_the_prompt_leaves_are_refused_where_it_can_be_counted(
-    client: httpx.AsyncClient, node: FakeNode, counted: int | Exception, param: str, message: str
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+async def test_more_tokens_than_the_prompt_leaves_are_refused_by_the_clients_own_field(
+    client: httpx.AsyncClient, node: FakeNode, field: str, stream: bool
 ) -> None:
-    node.context_tokens, node.counted = 512, counted
-    asked = {"model": "tiny", "messages": [{"role": "user", "content": "a " * 300}]}
+    node.script = [STARTED, BadPrompt(no_room(200, 112, 400))]
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
 
-    refused = await client.post("/v1/chat/completions", json=asked | {"max_tokens": 200})
-    node.counted = 312
-    answered = await client.post("/v1/chat/completions", json=asked | {"max_tokens": 200})
+    refused = await client.post("/v1/chat/completions", json=asked | {field: 200})
 
     error = refused.json()["error"]
-    assert (refused.status_code, error["param"], error["message"]) == (400, param, message)
-    assert answered.status_code == 200
-    assert len(node.requests) == 1
+    assert (refused.status_code, error["param"], error["code"]) == (400, field, "context_length_exceeded")
+    assert (
+        error["message"]
+        == f"{field} is 200, expected 112 at most: the prompt has 400 tokens of the context's 512"
+    )
+
+
+async def test_only_a_cap_that_the_client_named_must_fit(client: httpx.AsyncClient, node: FakeNode) -> None:
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+    for path, asked in (
+        ("/v1/chat/completions", chat),
+        ("/v1/chat/completions", chat | {"max_tokens": 7}),
+        ("/v1/chat/completions", chat | {"max_tokens": 7, "max_completion_tokens": 8}),
+        (COMPLETION, body()),
+        (COMPLETION, body(max_tokens=9)),
+    ):
+        assert (await client.post(path, json=asked)).status_code == 200
+
+    found = [(asked.tokens_max, asked.tokens_wanted) for asked in node.requests]
+    assert found == [(1_024, 0), (7, 7), (8, 8), (16, 0), (9, 9)]
 
 
 @pytest.mark.parametrize("stream", [False, True])
