@@ -15,11 +15,11 @@ from typing import Any
 
 import psutil
 
-from node.bench.random_gguf import TEMPLATE
+from node.bench.random_gguf import rendered
 from runtime import seccomp
 from runtime.llama.lowlevel import AbortFlag, FirstError, llama
 from runtime.llama.model import Model, Row
-from runtime.llama.template import ChatTemplate, RenderBounds
+from runtime.llama.template import RenderBounds
 
 PR_SET_NO_NEW_PRIVS = 38
 
@@ -37,7 +37,6 @@ class BareBatch:
             log=FirstError(),
             bounds=RenderBounds(),
         )
-        self._template = ChatTemplate(TEMPLATE, "", "", RenderBounds())
         self._sampler = llama.llama_sampler_init_greedy()
 
     def answer(self, questions: list[dict[str, Any]]) -> list[dict[str, float]]:
@@ -48,7 +47,7 @@ class BareBatch:
         began = time.perf_counter()
         tails, streams = [], []
         for sequence, question in enumerate(questions):
-            prompt = model.tokenize(self._template.render(question["turns"]))
+            prompt = model.tokenize(rendered(question["turns"]))
             for start in range(0, len(prompt), model.chunk_tokens):
                 piece = prompt[start : start + model.chunk_tokens]
                 end = start + len(piece)

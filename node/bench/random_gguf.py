@@ -4,6 +4,7 @@ Quantising 1.2 B real weights takes 205 s; writing as many random blocks takes a
 speed of a real one. It has no margin between tokens, so never judge exactness or checking on it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,6 +187,15 @@ def write_encoder(path: Path, *, seed: int = 0, width: int = 64, context_tokens:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def rendered(turns: Sequence[Sequence[str]]) -> str:
+    """Return what the template makes of a chat, but for the token that begins every text.
+
+    Args:
+        turns: (role, text) each.
+    """
+    return "".join(f"<|{role}|>{text}<|end|>" for role, text in turns) + "<|assistant|>"
 
 
 def _random_q4_0(rng: np.random.Generator, rows: int, columns: int) -> npt.NDArray[np.uint8]:

@@ -21,9 +21,8 @@ from typing import IO, Final, Protocol
 import httpx
 
 from node.bench.mesh import THREADS, Bare, helper
-from node.bench.random_gguf import TEMPLATE
+from node.bench.random_gguf import rendered
 from node.local_mesh.processes import LocalMeshFailed, until
-from runtime.llama.template import ChatTemplate, RenderBounds
 
 SERVER: Final = "llama-server"
 ANSWER_S_MAX: Final = 300.0  # without a byte
@@ -45,10 +44,6 @@ class Question:
     tokens: int
     after_s: float = 0.0
     adapter: int = -1
-
-    def prompt(self) -> str:
-        """Return what the model reads, but for the token that begins every text."""
-        return ChatTemplate(TEMPLATE, "", "", RenderBounds()).render(self.turns)
 
 
 @dataclass(frozen=True)
@@ -133,7 +128,7 @@ class Server:
 
     def _stream(self, question: Question, began: float) -> Stream:
         body = {
-            "prompt": question.prompt(),
+            "prompt": rendered(question.turns),
             "n_predict": question.tokens,
             "stream": True,
             "return_tokens": True,
