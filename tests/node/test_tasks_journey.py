@@ -459,3 +459,22 @@ async def test_a_buyer_waits_for_a_seller_whose_model_loads(world: World) -> Non
 
     assert result.text == echo_text(STORY)
     assert len((await world.founder.ended_job()).attempts) == 1
+
+
+@pytest.mark.parametrize("here", [False, True])
+async def test_a_cap_that_the_client_named_and_that_does_not_fit_is_its_fault(
+    world: World, here: bool
+) -> None:
+    """Who named none gets as much as the context has room for; nobody is paid for a refusal."""
+    card = echo_card(context_tokens=64)
+    seller_of_few = await seller(world, "bob", engine=Engine(cards=(card,)))
+    asker = seller_of_few if here else world.founder
+    told = "max_tokens is 60, expected 58 at most: the prompt has 6 tokens of the context's 64"
+
+    with pytest.raises(BadPrompt, match=told):
+        await ask(asker, completion(tokens_max=60, tokens_wanted=60))
+    await world.run(1)
+
+    assert set(world.founder.accounts().values()) <= {0}
+    for fitting in (completion(tokens_max=60), completion(tokens_max=58, tokens_wanted=58)):
+        assert (await ask(asker, fitting)).text == echo_text(STORY)

@@ -64,6 +64,8 @@ def test_an_ordinary_request_is_taken(request_: Generation, card: ModelCard) -> 
             "messages has 1 items and inputs 0, expected only inputs for task 'completion'",
         ),
         ({"inputs": ("Once",)}, "messages has 1 items and inputs 1, expected only messages for task 'chat'"),
+        ({"tokens_wanted": -1}, "tokens_wanted is -1, expected 0 to 2147483647"),
+        ({"tokens_wanted": 2**31}, "tokens_wanted is 2147483648, expected 0 to 2147483647"),
         ({"claimed": (1,)}, "claimed has 1 tokens, expected none for task 'chat'"),
         ({"task": "check"}, "claimed has 0 tokens, expected one at least for task 'check'"),
         ({"task": "check", "claimed": (2**31,)}, "a claimed token is no token id"),

@@ -171,7 +171,11 @@ def test_texts_become_unit_vectors_that_are_bought_by_the_prompt_alone(
     until("the ledgers agree", lambda: books_agree(founder, seller))
 
 
-def test_bad_input_is_the_clients_fault_and_the_next_answer_comes(client: openai.OpenAI) -> None:
+def test_bad_input_is_the_clients_fault_and_the_next_answer_comes(
+    mesh: tuple[Device, Device], client: openai.OpenAI
+) -> None:
+    contexts = {model["id"]: model["context_tokens"] for model in mesh[0].get("/api/models")}
+    most = contexts["tiny"] - 1
     nested: dict[str, Any] = {"type": "string"}
     for _ in range(100):
         nested = {"type": "array", "items": nested}
@@ -188,6 +192,9 @@ def test_bad_input_is_the_clients_fault_and_the_next_answer_comes(client: openai
         (lambda: chat(model="tiny", messages=SUM, logit_bias={"2000000000": 1}), "logit_bias", "2000000000"),
         (lambda: chat(model="tiny", messages=[{"role": "user", "content": "a " * 60_000}]), "messages", "tokens"),
         (lambda: chat(model="tiny", messages=SUM, max_tokens=32_768), "max_tokens", "context"),
+        (lambda: chat(model="tiny", messages=STORY, max_tokens=most), "max_tokens", "the prompt has"),
+        (lambda: chat(model="tiny", messages=STORY, max_completion_tokens=most, stream=True), "max_completion_tokens", "the prompt has"),
+        (lambda: client.completions.create(model="tiny", prompt="Once upon a time", max_tokens=most), "max_tokens", "the prompt has"),
         (lambda: chat(model="mini", messages=SUM), "model", "embeds"),
         (lambda: client.embeddings.create(model="tiny", input="a"), "model", "writes"),
         (lambda: client.embeddings.create(model="mini", input="a " * 60_000), "input", "tokens"),
