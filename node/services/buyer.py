@@ -264,6 +264,9 @@ class Buyer:
             except Unsold:
                 answers = attempt.answers[heard:]
                 is_missing = not answers or any(answer.reason == "model_missing" for answer in answers)
+                if self._may_wait_here(job, failed):
+                    attempt.outcome = "running"
+                    return Here.HERE
                 if adapter == last or not is_missing:
                     raise
                 attempt.outcome = "running"
@@ -301,6 +304,14 @@ class Buyer:
                 )
             return False
         return job.request.privacy == "local" or self._engine.status(Digest(job.digest)).slots_free > 0
+
+    def _may_wait_here(self, job: Job, failed: frozenset[PeerId]) -> bool:
+        """Whether the own engine, which is full, has a place in its queue: better than no answer, when nobody else has one."""
+        is_held, me = Digest(job.digest) in self._engine.models, self._logbook.me
+        if not is_held or me in failed | job.request.not_by:
+            return False
+        has_adapter = job.adapter == NO_HASH or self._engine.adapters.get(Digest(job.adapter)) == job.digest
+        return has_adapter and self._engine.status(Digest(job.digest)).queue_free > 0
 
     async def _run_here(self, job: Job, attempt: Attempt, send: trio.MemorySendChannel[ChatEvent]) -> Ending:
         """Answer with our own engine: no auction, no receipt, nothing on any log."""

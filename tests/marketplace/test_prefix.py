@@ -2,11 +2,12 @@
 
 import hashlib
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marketplace.prefix import leading_turns, prefix_digest
-from protocol.messages import NO_HASH, Turn
+from marketplace.prefix import leading_turns, prefix_digest, warm_prefixes
+from protocol.messages import NO_HASH, Advert, Device, Turn
 from tests.marketplace.parties import MODEL
 
 SYSTEM = Turn(role="system", content="you are a heat pump")
@@ -56,3 +57,32 @@ def test_no_two_lists_of_turns_read_alike(one: list[str], other: list[str]) -> N
     ]
 
     assert (digests[0] == digests[1]) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("warm", "read"),
+    [
+        (b"", set()),
+        (b"aaaaaaaabbbbbbbb", {b"aaaaaaaa", b"bbbbbbbb"}),
+        (b"aaaaaaaabbb", {b"aaaaaaaa"}),
+        (b"bbb", set()),
+    ],
+)
+def test_an_advert_that_ends_in_mid_digest_names_the_whole_ones_alone(warm: bytes, read: set[bytes]) -> None:
+    """A hostile one says what it likes: a remainder must match no chat's prefix, least of all the empty one."""
+    device = Device(
+        cores=1,
+        memory_mib=1,
+        memory_free_mib=1,
+        load_percent=0,
+        battery_percent=-1,
+        is_charging=False,
+        gpu="",
+        sandbox="",
+    )
+    advert = Advert(
+        models=(), slots=1, slots_free=1, prompt_micro=1, completion_micro=1, device=device, heads=(),
+        assembly=bytes(32), addresses=(), warm=warm,
+    )  # fmt: skip
+
+    assert warm_prefixes(advert) == read
