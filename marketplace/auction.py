@@ -28,6 +28,10 @@ from protocol.envelope import Sealed
 from protocol.identity import PeerId
 from protocol.messages import Bid, Decline, Request
 
+# A bid that promises no time counts as one of a second: an engine that has measured nothing yet comes behind quick ones, and
+# before those that have to wait; else it would never have anything to measure.
+TTFT_UNSAID_MS = 1_000
+
 
 @dataclass(frozen=True)
 class Absent:
@@ -201,14 +205,14 @@ def winner(request: Sealed[Request], bids: Iterable[Sealed[Bid]]) -> Sealed[Bid]
     """Return the winning bid within the reserve; None when there is none.
 
     The cheapest total wins. A tie goes to the soonest first token, so that a warm or a free seller comes before one that
-    has to read or to wait; a bid that promises no time comes after all that do. The rest is the lowest lot.
+    has to read or to wait; the rest is the lowest lot.
 
     Anybody who holds the request and the bids, one of each seller, comes to the same winner, in whatever order.
     """
     ranked = [
         (
             total_micro(request.message, bid.message),
-            bid.message.ttft_ms or math.inf,
+            bid.message.ttft_ms or TTFT_UNSAID_MS,
             lot(request.id, bid.sender),
             bid,
         )

@@ -207,16 +207,26 @@ def test_a_tie_goes_to_the_lowest_lot_that_anybody_can_recompute() -> None:
     assert best == bid(min(ALL, key=lots.__getitem__), 10)
 
 
-def test_a_tie_goes_to_the_soonest_first_token_and_silence_about_it_comes_last() -> None:
-    """A warm seller answers sooner than one that has to read the prompt; whoever promises nothing is last of equals."""
+def test_a_tie_goes_to_the_soonest_first_token() -> None:
+    """A warm seller answers sooner than one that has to read the prompt."""
     sale = auction()
 
-    sale.handle_message(ANN, bid(ANN, 20, ttft_ms=0), 100.01)
+    sale.handle_message(ANN, bid(ANN, 20, ttft_ms=800), 100.01)
     sale.handle_message(BOB, bid(BOB, 20, ttft_ms=90), 100.02)
 
     assert sale.handle_message(CAT, bid(CAT, 20, ttft_ms=7), 100.03) == [
         Won(CAT, bid(CAT, 20, ttft_ms=7), 6_000)
     ]
+
+
+def test_who_promises_no_time_comes_behind_the_quick_and_before_those_that_wait() -> None:
+    """A new device has measured nothing. Always last, it would stay so, idle beside a device with a queue."""
+    quick, silent, waiting = (
+        bid(seller, 20, ttft_ms=ttft) for seller, ttft in ((ANN, 90), (BOB, 0), (CAT, 4_000))
+    )
+
+    assert winner(request(), [waiting, silent, quick]) == quick
+    assert winner(request(), [waiting, silent]) == silent
 
 
 def test_a_cheaper_bid_wins_whatever_it_promises() -> None:

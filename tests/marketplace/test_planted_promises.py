@@ -63,8 +63,8 @@ FAULTS = (
     ),
     PlantedFault(
         "ties-by-lot-alone",
-        fault("marketplace.auction:winner", ("bid.message.ttft_ms or math.inf", "0")),
-        test_auction.test_a_tie_goes_to_the_soonest_first_token_and_silence_about_it_comes_last,
+        fault("marketplace.auction:winner", ("bid.message.ttft_ms or TTFT_UNSAID_MS", "0")),
+        test_auction.test_a_tie_goes_to_the_soonest_first_token,
     ),
     PlantedFault(
         "the-better-promise-counts",
