@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgpack
@@ -71,8 +71,10 @@ class Town:
         await self.learning.line()
 
     async def buyer(self) -> Daemon:
-        """Add a device of another owner that holds no model."""
-        return await self._add(is_seller=False)
+        """Add a device of another owner that holds no model, and pays for no second look at its answers."""
+        daemon = await self._add(is_seller=False)
+        daemon.config = replace(daemon.config, buy_checks=False)
+        return daemon
 
     async def seller(self) -> Daemon:
         """Add a device of another owner that holds the model and does not vote."""
