@@ -242,6 +242,29 @@ async def test_requests_over_the_queue_are_refused(engine: Engine) -> None:
     assert (engine.status(model).slots_free, engine.status(model).queued) == (1, 0)
 
 
+async def test_status_says_how_long_one_more_would_wait_and_how_many_may(engine: Engine) -> None:
+    """Bids are made of it: an engine that promises what it cannot keep loses its reputation."""
+    model = chat(engine).model
+    await collect(engine, chat(engine))
+    idle = engine.status(model)
+    async with (
+        trio.open_nursery() as nursery,
+        aclosing(engine.generate(chat(engine, tokens_max=400))) as generation,
+    ):
+        await anext(generation)
+        running = engine.status(model)
+        nursery.start_soon(collect, engine, chat(engine, tokens_max=1))
+        await trio.testing.wait_all_tasks_blocked()
+        waiting = engine.status(model)
+
+    assert (idle.wait_s, idle.load_s, idle.queue_free) == (0, 0, QUEUE_MAX)
+    assert idle.prompt_tokens_per_s > 0
+    assert idle.tokens_per_s > 0
+    assert (running.slots_free, running.queue_free, waiting.queue_free) == (0, QUEUE_MAX, QUEUE_MAX - 1)
+    assert 0 < running.wait_s < waiting.wait_s
+    assert engine.status(model).wait_s == 0
+
+
 async def test_a_request_that_is_closed_while_it_waits_leaves_the_queue(engine: Engine) -> None:
     model = chat(engine).model
     async with trio.open_nursery() as nursery:
