@@ -4,7 +4,8 @@ Only for the child, and only for requests that ask for one of these: numpy takes
 """
 
 import ctypes
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,16 +33,18 @@ def view(row: Any, size: int) -> Logits:
     return array
 
 
-def logprob(logits: Logits, token: int, top: int, pieces: Sequence[bytes]) -> wire.Logprob:
+def logprob(logits: Logits, token: int, top: int, piece: Callable[[int], bytes]) -> wire.Logprob:
     """Return how likely a token was, and the likeliest ones at its place, as the model computed them."""
     peak = logits.max()
-    total = peak + np.log(np.exp(logits - peak).sum(dtype=np.float64))
+    shares = logits - peak
+    np.exp(shares, out=shares)
+    total = float(peak) + math.log(shares.sum())  # numpy sums in pairs: exact to a millionth
 
     def micronats(each: int) -> int:
-        return min(MICRONATS_MAX, max(0, round(float(total - logits[each]) * MICRO)))
+        return min(MICRONATS_MAX, max(0, round((total - float(logits[each])) * MICRO)))
 
     def text(each: int) -> bytes:
-        return pieces[each][:TOKEN_BYTES_MAX]
+        return piece(each)[:TOKEN_BYTES_MAX]
 
     likeliest = _likeliest(logits, top) if top else ()
     return wire.Logprob(
@@ -54,14 +57,24 @@ def gap(logits: Logits, token: int) -> int:
     return min(MICRONATS_MAX, max(0, round(float(logits.max() - logits[token]) * 1_000)))
 
 
-def draw_fitting(chain: Any, logits: Logits, biases: tuple[tuple[int, int], ...], guide: Guide) -> int:
-    """Draw a token that fits.
-
-    It is what the chain draws from all tokens if that fits, which it mostly does; else what it draws from the likeliest
-    that do.
+def draw(chain: Any, logits: Logits) -> int:
+    """Draw from all tokens, as `Model.sample` does, but without letting the chain remember what it drew.
 
     Args:
-        chain: of llama.cpp's samplers; it does not remember the token.
+        chain: of llama.cpp's samplers.
+        logits: (vocabulary,)
+
+    Raises:
+        BadRequest: the sampling parameters leave nothing.
+    """
+    return _apply(chain, np.arange(len(logits), dtype=np.int32), logits)
+
+
+def draw_fitting(chain: Any, logits: Logits, biases: tuple[tuple[int, int], ...], guide: Guide) -> int:
+    """Draw from the likeliest tokens that fit, without letting the chain remember it.
+
+    Args:
+        chain: of llama.cpp's samplers.
         logits: (vocabulary,)
         biases: (token, thousandths) that the chain adds, for the order.
         guide: says what fits.
@@ -69,9 +82,6 @@ def draw_fitting(chain: Any, logits: Logits, biases: tuple[tuple[int, int], ...]
     Raises:
         BadRequest: no token fits.
     """
-    token = _apply(chain, np.arange(len(logits), dtype=np.int32), logits)
-    if guide.fits(token):
-        return token
     ranked = logits
     if biases:
         ranked = logits.copy()

@@ -65,7 +65,6 @@ class Sampler:
             if not 0 <= token < vocabulary_size:
                 raise BadRequest(f"logit_bias names token {token}, expected 0 to {vocabulary_size - 1}")
         self._parameters = parameters
-        self._vocabulary = vocabulary
         self._guide: Guide | None = None
         if parameters.schema or parameters.grammar:
             constraint = Constraint(compiled(parameters.schema, parameters.grammar))
@@ -82,7 +81,8 @@ class Sampler:
             parameters.frequency_penalty_ppm / MILLION,
             parameters.presence_penalty_ppm / MILLION,
         )
-        if penalties != (1.0, 0.0, 0.0):
+        self._remembers = penalties != (1.0, 0.0, 0.0)  # what was drawn, whether or not it is kept
+        if self._remembers:
             self._add(llama.llama_sampler_init_penalties(vocabulary_size, completion_tokens_max, *penalties))
         self._random = parameters.temperature_ppm > 0
         if not self._random:
@@ -118,25 +118,19 @@ class Sampler:
             NotFinite: the logits are no numbers.
             BadRequest: no token fits the constraint, or it has become too ambiguous to follow.
         """
-        if self.is_plain:
-            token = model.sample(self.chain, index)
-            self.drawn()
-            return Drawn(token)
-        os.environ.setdefault(*ONE_THREAD)
-        from runtime.llama import candidates  # noqa: PLC0415  (numpy: 24 MB that most engines do without)
-
-        logits = candidates.view(model.row(index), model.vocabulary_size)
         if self._guide is None:
             token = model.sample(self.chain, index)
             self.drawn()
         else:
-            token = candidates.draw_fitting(self.chain, logits, self._parameters.logit_bias, self._guide)
+            token = self._draw_fitting(model, index, self._guide)
             if not model.ends_generation(token):
                 self.accept(token)
         if not self._parameters.logprobs:
             return Drawn(token)
-        pieces = self._vocabulary().pieces
-        return Drawn(token, (candidates.logprob(logits, token, self._parameters.top_logprobs, pieces),))
+        candidates = _candidates()
+        logits = candidates.view(model.row(index), model.vocabulary_size)
+        top = self._parameters.top_logprobs
+        return Drawn(token, (candidates.logprob(logits, token, top, model.piece),))
 
     def accept(self, token: int) -> None:
         """Remember a token that a predecessor drew, as if it had been drawn here.
@@ -157,6 +151,20 @@ class Sampler:
             llama.llama_sampler_free(llama.llama_sampler_chain_remove(self.chain, last))
             self._add(self._generator())
 
+    def _draw_fitting(self, model: "Model", index: int, guide: Guide) -> int:
+        """Draw a token that fits: the chain's own choice if it does, which is mostly so."""
+        if not self._remembers:
+            token = model.sample(self.chain, index)
+            if guide.fits(token):
+                return token
+        candidates = _candidates()
+        logits = candidates.view(model.row(index), model.vocabulary_size)
+        if self._remembers:
+            token = candidates.draw(self.chain, logits)
+            if guide.fits(token):
+                return int(token)
+        return int(candidates.draw_fitting(self.chain, logits, self._parameters.logit_bias, guide))
+
     def _generator(self) -> Any:
         text = f"{self._parameters.seed}/{self._drawn}".encode()
         seed = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
@@ -166,3 +174,10 @@ class Sampler:
         if not sampler:
             raise MemoryError("llama.cpp made no sampler")  # adding NULL to a chain crashes
         llama.llama_sampler_chain_add(self.chain, sampler)
+
+
+def _candidates() -> Any:
+    os.environ.setdefault(*ONE_THREAD)
+    from runtime.llama import candidates  # noqa: PLC0415  (numpy: 24 MB that most engines do without)
+
+    return candidates
