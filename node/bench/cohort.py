@@ -64,6 +64,7 @@ class Learned:
         training_s: in all of the children's loops.
         cpu_s: of all children, with what they import and load: on a busy machine it says more than the seconds.
         refused: by reason.
+        adapter: the blob that came of it.
     """
 
     before: Mapping[str, DomainResult]
@@ -74,6 +75,7 @@ class Learned:
     training_s: float
     cpu_s: float
     refused: list[str]
+    adapter: bytes = b""
 
     def accuracy(self, domain: str) -> tuple[float, float]:
         """Return the share of right answers before and after."""
@@ -175,9 +177,9 @@ async def learn(
             times = [psutil.Process(trainer.child_pid).cpu_times() for trainer in trainers]
             learned.cpu_s = sum(each.user + each.system for each in times)
             say(f"round {number} of {recipe.rounds}: {learned.round_s[-1]:.1f} s")
-    adapter = keep(blobs, export(state, recipe, shapes, layout))
+    learned.adapter = keep(blobs, export(state, recipe, shapes, layout))
     say("examining")
-    learned.before, learned.after = await examine(store, blobs, card.digest, adapter, evaluation)
+    learned.before, learned.after = await examine(store, blobs, card.digest, learned.adapter, evaluation)
     return learned
 
 

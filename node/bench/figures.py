@@ -527,6 +527,13 @@ def patch(bench: Bench) -> Iterator[Figure]:
     return learning.patch(bench)
 
 
+def checks(bench: Bench) -> Iterator[Figure]:
+    """How surely checks tell cheats from honest sellers."""
+    from node.bench import verification  # noqa: PLC0415 - as above
+
+    return verification.chapter(bench)
+
+
 CHAPTERS: Final[dict[str, Callable[[Bench], Iterator[Figure]]]] = {
     "speed": speed,
     "first-token": first_token,
@@ -544,4 +551,5 @@ CHAPTERS: Final[dict[str, Callable[[Bench], Iterator[Figure]]]] = {
     "patch": patch,
     "engine": engine.chapter,
     "engine-mesh": engine_mesh.chapter,
+    "verification": checks,
 }

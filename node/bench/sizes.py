@@ -31,6 +31,7 @@ class Sizes:
     world_scale_s: float  # virtual
     overhead_rounds: tuple[tuple[int, int], ...]  # members, and rounds of stock Flower
     cohorts: int  # of five devices: the honest one, then each with another attacker
+    check_jobs: int  # known ones, and as many open ones
     engine_rounds: int
     engine_streams: tuple[int, ...]  # at once
     engine_tokens: int  # of each answer
@@ -63,6 +64,7 @@ FULL = Sizes(
     world_scale_s=600.0,
     overhead_rounds=((2, 8), (8, 4)),
     cohorts=6,
+    check_jobs=120,
     engine_rounds=3,
     engine_streams=(1, 4, 8, 16),
     engine_tokens=32,
@@ -94,6 +96,7 @@ QUICK = Sizes(
     world_scale_s=300.0,
     overhead_rounds=((2, 2),),
     cohorts=0,
+    check_jobs=9,
     engine_rounds=1,
     engine_streams=(1, 4),
     engine_tokens=16,
