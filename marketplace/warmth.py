@@ -90,8 +90,12 @@ class Warmth:
         ]
         return tuple(warm[: limits.WARM_PREFIXES_MAX])
 
+    def forget_all(self) -> None:
+        """The engine's process died, with the caches of every model."""
+        self._entries.clear()
+
     def forget(self, model: bytes) -> None:
-        """The engine has lost what it knew of a model: its process died, or the model left memory."""
+        """A model has left memory, and its cache with it."""
         self._entries = OrderedDict(
             (key, entry) for key, entry in self._entries.items() if entry.model != model
         )

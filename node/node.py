@@ -252,6 +252,7 @@ class Node:
             rng=rng,
             boot=boot.to_bytes(16),
             bootstrap=config.bootstrap,
+            on_restarted=self._meet_restarted,
         )
         self.meeting.load(records)
         self.registrar = Registrar(
@@ -329,8 +330,8 @@ class Node:
             journal=journal,
             rng=rng,
             is_of_a_run=self.training.coordinator.is_of_a_run,
+            on_engine_died=offer.forget_warm,
         )
-        self.meeting.on_restarted = self.buyer.seller_restarted
         self.overview = Overview(
             version=VERSION,
             mesh_id=mesh_id,
@@ -563,6 +564,10 @@ class Node:
     def ledger(self) -> LedgerView:
         """The accounts as this node knows them; they sum to zero."""
         return self.overview.ledger()
+
+    def _meet_restarted(self, peer_id: PeerId) -> None:
+        """A peer's daemon is another one than before."""
+        self.buyer.seller_restarted(peer_id)
 
     def _owner(self) -> str:
         """Whose device this is, as the mesh says; before it has been told, as the config says."""

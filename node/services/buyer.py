@@ -95,6 +95,7 @@ class Buyer:
         journal: Journal,
         rng: Random,
         is_of_a_run: Callable[[bytes], bool] = lambda _award_id: False,
+        on_engine_died: Callable[[], None] = lambda: None,
     ) -> None:
         self._is_of_a_run = is_of_a_run
         self._mesh = mesh
@@ -108,6 +109,7 @@ class Buyer:
         self._journal = journal
         self._rng = rng
         self._open_purchasing = open_purchasing
+        self._on_engine_died = on_engine_died
 
     async def run(self, *, task_status: "TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Hold the jobs: they outlive the client that asked by as long as it takes to settle them."""
@@ -357,6 +359,8 @@ class Buyer:
             nursery.cancel_scope.cancel()
         if isinstance(failure, ModelLoading):
             job.loading = StillLoading(str(failure), done=failure.done, retry_after_s=failure.retry_after_s)
+        if isinstance(failure, EngineDied):
+            self._on_engine_died()
         if failure is not None:
             is_clients = isinstance(failure, FAULTS_OF_CLIENT)
             is_gone = isinstance(failure, UnknownAdapter)  # a human has just barred it: we go on with another

@@ -66,6 +66,7 @@ class Meeting:
         rng: Random,
         boot: bytes,
         bootstrap: tuple[str, ...],
+        on_restarted: Callable[[PeerId], None] = lambda _peer: None,
     ) -> None:
         self._mesh = mesh
         self._wire = wire
@@ -86,7 +87,7 @@ class Meeting:
             PeerId, bool
         ] = {}  # who has told us how far our own logs go, and whether we agree
         self._boots: dict[PeerId, bytes] = {}  # of members, as each last said
-        self.on_restarted: Callable[[PeerId], None] = lambda _peer: None
+        self._on_restarted = on_restarted
         self._changed = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._pauses: dict[str, float] = {}  # by address: how long we waited before the last dial
@@ -217,7 +218,7 @@ class Meeting:
         if self._boots.setdefault(peer_id, hello.message.boot) != hello.message.boot:
             self._boots[peer_id] = hello.message.boot
             self._journal.write("peer_restarted", peer=peer_id)
-            self.on_restarted(peer_id)
+            self._on_restarted(peer_id)
         await self._learn_addresses(peer_id, hello.message.addresses)
         for raw in (hello.message.advert, *hello.message.adverts):
             if raw:

@@ -167,9 +167,9 @@ class OwnOffer:
         for key, tokens in left:
             self._warmth.note(key, model=award.model, tokens=tokens, tokens_max=cells, now=self._clock.now())
 
-    def forget_warm(self, model: bytes) -> None:
-        """The engine's process died: its caches went with it."""
-        self._warmth.forget(model)
+    def forget_warm(self) -> None:
+        """The engine's process died, for whomever it worked: its caches went with it."""
+        self._warmth.forget_all()
 
     def _warm_tokens(self, request: Sealed[Request], owner: str) -> int:
         """How much of a request's prompt need not be read again, as far as its buyer may know."""

@@ -411,7 +411,7 @@ class Seller:
         except EngineError as error:
             detail = str(error)[: limits.DETAIL_CHARS_MAX]
             if isinstance(error, EngineDied):
-                self._offer.forget_warm(terms.model)
+                self._offer.forget_warm()
             is_clients = isinstance(error, FAULTS_OF_CLIENT)
             run.failure = FailedFrame(reason="prompt" if is_clients else "engine", detail=detail)
         finally:

@@ -105,6 +105,16 @@ def test_what_an_engine_lost_is_forgotten(model: bytes, left: int) -> None:
     assert warm(warmth, PUBLIC, now=1) == left
 
 
+def test_a_dead_process_has_lost_every_models_cache() -> None:
+    warmth, other = Warmth(), Prefix(b"another!", "")
+    note(warmth, PUBLIC)
+    note(warmth, other, model=OTHER_MODEL)
+
+    warmth.forget_all()
+
+    assert [warm(warmth, prefix, now=1) for prefix in (PUBLIC, other)] == [0, 0]
+
+
 def test_a_flood_of_system_prompts_keeps_the_table_bounded() -> None:
     warmth = Warmth()
 

@@ -287,6 +287,19 @@ async def test_what_a_dead_engine_knew_is_not_promised_any_more(world: World) ->
     assert (await bid_to(world, seller, prefix=prefix_of())).ttft_ms == 400
 
 
+async def test_an_engine_that_died_under_its_own_user_is_cold_for_buyers_too(world: World) -> None:
+    seller = await world.add("bob")
+    await world.acquaint(world.founder, seller)
+    await ask(world.founder)
+    assert warm_of(seller) == {prefix_of()}
+    seller.engine.die_after = 2
+
+    with pytest.raises(Unsold):
+        await ask(seller, privacy="local")
+
+    assert warm_of(seller) == frozenset()
+
+
 async def test_a_model_that_has_left_memory_has_left_no_cache(world: World) -> None:
     seller = await world.add("bob", engine=Engine(load_seconds=1.0))
     await world.acquaint(world.founder, seller)
