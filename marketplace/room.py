@@ -56,20 +56,23 @@ class Room:
 
 
 class Coming:
-    """Jobs that were taken on and are on their way to the engine."""
+    """Jobs that were taken on and are on their way to the engine, whose models share its slots."""
 
     def __init__(self) -> None:
-        self._jobs: dict[object, tuple[bytes, float]] = {}
+        self._seconds: dict[object, float] = {}
 
-    def expect(self, job: object, model: bytes, seconds: float) -> None:
-        """A job for a model was taken on; it is about so much work."""
-        self._jobs[job] = model, seconds
+    def __len__(self) -> int:
+        return len(self._seconds)
+
+    @property
+    def seconds(self) -> float:
+        """How much work they are together."""
+        return sum(self._seconds.values())
+
+    def expect(self, job: object, seconds: float) -> None:
+        """A job was taken on; it is about so much work."""
+        self._seconds[job] = seconds
 
     def arrived(self, job: object) -> None:
         """The engine knows of it now, or it will not come. May be called twice."""
-        self._jobs.pop(job, None)
-
-    def of(self, model: bytes) -> tuple[int, float]:
-        """How many are coming for a model, and how much work they are together, in seconds."""
-        found = [seconds for each, seconds in self._jobs.values() if each == model]
-        return len(found), sum(found)
+        self._seconds.pop(job, None)

@@ -98,7 +98,7 @@ class OwnOffer:
         )
 
     def quote(self, request: Sealed[Request]) -> Bid | Decline:
-        """Answer a request; nothing is promised but the price."""
+        """Answer a request: with what it would cost and how soon it would begin, or with why not."""
         if closed := self._closed():
             reason, detail = closed
             return Decline(request=request.id, reason=reason, detail=detail)
@@ -125,7 +125,7 @@ class OwnOffer:
             return "its adapter is served here no more"
         if model not in self._engine.models:
             return ""
-        return self._room(model, self._status(model)).why_busy
+        return self._room(self._status(model)).why_busy
 
     # --- what was taken on --------------------------------------------------------------------------------------
     def expect(self, stream: Stream, award: Award, work: Work) -> None:
@@ -137,18 +137,18 @@ class OwnOffer:
             written = 0 if only_reads(work.task) else work.completion_tokens_max - len(work.received)
             seconds = Prompt.of(work).estimated_tokens / status.prompt_tokens_per_s
             seconds += max(0, written) / status.tokens_per_s
-        self._coming.expect(stream, award.model, seconds)
+        self._coming.expect(stream, seconds)
 
     def arrived(self, stream: Stream) -> None:
         """The engine has the stream's job, or it will not come. May be called twice."""
         self._coming.arrived(stream)
 
-    def _room(self, model: bytes, status: EngineStatus) -> Room:
+    def _room(self, status: EngineStatus) -> Room:
         """What is left for one more, beside what runs and what is coming."""
         room = Room(
             status.slots, status.slots_free, status.queued, status.queue_free, round(status.wait_s * 1000)
         )
-        return room.beside(*self._coming.of(model))
+        return room.beside(len(self._coming), self._coming.seconds)
 
     # --- what is warm -------------------------------------------------------------------------------------------
     def note_served(self, award: Award, buyer: PeerId, work: Work, *, privacy: Privacy, written: int) -> None:
@@ -210,7 +210,7 @@ class OwnOffer:
         device = self._device()
         card = self._engine.models.get(Digest(request.message.model))
         status = self._status(card.digest) if card else None
-        room = self._room(card.digest, status) if card and status else Room(0, 0, 0, 0, 0)
+        room = self._room(status) if status else Room(0, 0, 0, 0, 0)
         return SellerState(
             buyer_owner=member.owner if member else None,
             context_tokens=card.context_tokens if card else None,

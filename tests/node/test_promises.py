@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import trio
 
 from marketplace.prefix import prefix_digest, warm_prefixes
 from marketplace.room import WAIT_MS_MAX
@@ -53,9 +52,8 @@ def occupy(world: World, buyer: Daemon, count: int, **changes: Any) -> None:
     """Let so many chats begin, each in its own time."""
 
     async def chat() -> None:
-        with trio.CancelScope():
-            async for _ in buyer.node.chat(chat_request("so long", sampling=DRAWN, **changes)):
-                pass
+        async for _ in buyer.node.chat(chat_request("so long", sampling=DRAWN, **changes)):
+            pass
 
     for _ in range(count):
         world.nursery.start_soon(chat)
