@@ -36,13 +36,12 @@ from runtime.engine import (
     no_room,
 )
 from runtime.llama.constraint import Constraint, compiled
-from runtime.llama.request import check
+from runtime.llama.request import READINGS, check
 from runtime.llama.tokens import CompletionText, State
 from runtime.slots import Slots
 
 ECHO_MODEL = Digest(bytes(31) + b"e")
 QUEUE_MAX = 8
-READINGS = frozenset({"embedding", "check"})  # answered by words
 LOAD_WAITED_FOR_S = 5.0  # by this device's own user
 # Of UTF-8 in a token: its id is those bytes read as a number, and characters are cut as in life.
 PIECE_BYTES = 3

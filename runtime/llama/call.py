@@ -25,6 +25,7 @@ from runtime.engine import (
 )
 from runtime.llama import wire
 from runtime.llama.process import Unasked, error_from
+from runtime.llama.request import READINGS
 from runtime.llama.speed import Mark
 
 MERGED_IDS_MAX = 64  # a merged frame stays well below a token frame of the wire (4 KiB)
@@ -163,6 +164,8 @@ class Call:
             raise Unasked(
                 f"call {self.number} has {len(new.logprobs)} log-probabilities for {len(new.ids)} tokens"
             )
+        if any(len(each.top) > self.request.sampling.top_logprobs for each in new.logprobs):
+            raise Unasked(f"call {self.number} has more likeliest tokens than it asked for")
         self._count(len(new.ids), len(new.text))
         logprobs = tuple(TokenLogprob(each.text, each.micronats, each.top) for each in new.logprobs)
         self.phase, self.in_template, self._said_tokens = Phase.DECODE, False, True
@@ -200,6 +203,8 @@ class Call:
             raise Unasked(
                 f"call {self.number} has {self._ids} tokens, expected at most {self.request.tokens_max}"
             )
+        if self._text and self.request.task in READINGS:
+            raise Unasked(f"call {self.number} has a text, expected words alone")
         if self._text > TEXT_PER_TOKEN_MAX * (self._ids + 1):
             raise Unasked(f"call {self.number} has {self._text} characters for {self._ids} tokens")
 

@@ -35,6 +35,7 @@ _SAMPLING = {
 }
 
 
+READINGS = frozenset({"embedding", "check"})  # answered by words
 # What of them each task may have.
 _PARTS = {
     "chat": "messages",
@@ -70,6 +71,8 @@ def check(request: Generation, card: ModelCard) -> None:
         if not all(0 <= token <= TOKEN_MAX for token in tokens):
             raise BadRequest(f"a {name} token is no token id")
     _check_sampling(request.sampling)
+    if request.task in READINGS and request.sampling != Sampling():
+        raise BadRequest(f"sampling is given, expected none for task {request.task!r}: nothing is drawn")
 
 
 def _check_task(request: Generation, card: ModelCard) -> None:
@@ -90,7 +93,7 @@ def _check_task(request: Generation, card: ModelCard) -> None:
         raise BadRequest(
             f"inputs has {len(request.inputs)} items, expected at most {most} with {card.dimensions} dimensions"
         )
-    if task == "embedding" and request.tokens_max not in (0, words):
+    if task == "embedding" and request.tokens_max != words:
         raise BadRequest(f"tokens_max is {request.tokens_max}, expected {words}, the words of all vectors")
 
 

@@ -14,7 +14,9 @@ FINE = Generation(Digest(bytes(32)), (ChatMessage("user", "Hi"),), 16, Sampling(
 
 
 COMPLETION = replace(FINE, task="completion", messages=(), inputs=("Once",))
-EMBEDDING = replace(FINE, task="embedding", messages=(), inputs=("a", "b"), tokens_max=768, stop=())
+EMBEDDING = replace(
+    FINE, task="embedding", messages=(), inputs=("a", "b"), tokens_max=768, stop=(), sampling=Sampling()
+)
 CHECK = replace(FINE, task="check", claimed=(3, 4), tokens_max=2)
 
 
@@ -100,6 +102,8 @@ def test_a_field_out_of_bounds_is_named(change: dict[str, object], message: str)
         ({"inputs": ("é" * 200_000, "b")}, "inputs of 400001 bytes, expected at most 262144"),
         ({"inputs": ("\ud83d", "b")}, "not Unicode"),
         ({"tokens_max": 767}, "tokens_max is 767, expected 768, the words of all vectors"),
+        ({"tokens_max": 0}, "tokens_max is 0, expected 768"),
+        ({"sampling": Sampling(logprobs=True)}, "sampling is given, expected none for task 'embedding'"),
         (
             {"task": "chat"},
             "task is 'chat', expected 'embedding': model 'embedder' embeds, in 384 dimensions",

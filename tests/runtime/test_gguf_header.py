@@ -36,6 +36,25 @@ def test_a_real_model_is_read(tmp_path: Path) -> None:
     assert (found.architecture, found.quantisation, found.trained_context_tokens) == ("llama", "Q4_0", 2_048)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "dimensions"),
+    [
+        ({}, 0),
+        ({"llama.pooling_type": 0}, 0),
+        ({"llama.pooling_type": 1}, 64),
+        ({"llama.pooling_type": 2}, 64),
+        ({"llama.pooling_type": 3, "llama.embedding_length_out": 32}, 32),
+        ({"llama.pooling_type": 4}, 0),  # it ranks pairs of texts
+        ({"llama.pooling_type": "1"}, 0),
+        ({"llama.pooling_type": [""]}, 0),
+    ],
+)
+def test_a_model_that_pools_says_the_dimensions_of_its_vectors(
+    tmp_path: Path, metadata: dict[str, object], dimensions: int
+) -> None:
+    assert read_bytes(tmp_path, header({**LLAMA, **metadata})).dimensions == dimensions
+
+
 def test_a_layout_is_what_adapters_must_fit(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(
@@ -65,6 +84,10 @@ def test_a_layout_is_what_adapters_must_fit(tmp_path: Path) -> None:
             "llama.block_count is 1000000, expected 1 to 512",
         ),
         (header({**LLAMA, "llama.block_count": "2"}), "llama.block_count is '2'"),
+        (
+            header({**LLAMA, "llama.pooling_type": 1, "llama.embedding_length": 1_000_000}),
+            "llama.embedding_length is 1000000, expected 1 to 16384",
+        ),
         (header({"general.name": "x"}), "general.architecture is None"),
         (header({**LLAMA, "general.type": "adapter"}), "general.type is 'adapter', expected 'model'"),
         (header({**LLAMA, "split.count": 3}), "one part of a split model"),

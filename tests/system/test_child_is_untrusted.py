@@ -3,15 +3,27 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import trio
 
-from runtime.engine import ChatMessage, Digest, EngineDied, Finished, Generation, Progress, Tokens
+from runtime.engine import (
+    BadRequest,
+    ChatMessage,
+    Digest,
+    EngineDied,
+    Finished,
+    Generation,
+    Progress,
+    Sampling,
+    TokenLogprob,
+    Tokens,
+)
 from runtime.llama import wire
 from runtime.llama.call import Call
-from runtime.llama.process import LlamaChild, Unasked
+from runtime.llama.process import LlamaChild, Unasked, error_from
 
 
 @asynccontextmanager
@@ -62,8 +74,10 @@ async def test_a_child_that_floods_its_stderr_is_not_stopped_by_it(tmp_path: Pat
         child.tell(wire.SetThreads(1))  # it ends by itself after one more message
 
 
-def call(tokens_max: int = 3, received: tuple[int, ...] = ()) -> Call:
-    request = Generation(Digest(bytes(32)), (ChatMessage("user", "Hi"),), tokens_max, received=received)
+def call(tokens_max: int = 3, received: tuple[int, ...] = (), **fields: Any) -> Call:
+    request = Generation(
+        Digest(bytes(32)), (ChatMessage("user", "Hi"),), tokens_max, received=received, **fields
+    )
     return Call(5, request)
 
 
@@ -105,6 +119,51 @@ def test_more_tokens_than_asked_for_are_refused() -> None:
 def test_more_text_than_tokens_can_write_is_refused() -> None:
     with pytest.raises(Unasked, match="5000 characters for 1 tokens"):
         call().take(wire.NewTokens(5, (1,), "x" * 5_000))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "logprobs", "message"),
+    [
+        (Sampling(), (wire.Logprob(b"a", 1),), "1 log-probabilities for 1 tokens"),
+        (Sampling(logprobs=True), (), "0 log-probabilities for 1 tokens"),
+        (Sampling(logprobs=True), (wire.Logprob(b"a", 1),) * 2, "2 log-probabilities for 1 tokens"),
+        (
+            Sampling(logprobs=True),
+            (wire.Logprob(b"a", 1, ((b"a", 1),)),),
+            "more likeliest tokens than it asked for",
+        ),
+    ],
+)
+def test_log_probabilities_that_were_not_asked_for_are_refused(
+    sampling: Sampling, logprobs: tuple[wire.Logprob, ...], message: str
+) -> None:
+    """A client reads them one for each token."""
+    with pytest.raises(Unasked, match=message):
+        call(sampling=sampling).take(wire.NewTokens(5, (1,), "a", logprobs))
+
+
+def test_merged_tokens_keep_their_log_probabilities() -> None:
+    asked = call(sampling=Sampling(logprobs=True))
+
+    asked.take(wire.NewTokens(5, (1,), "a", (wire.Logprob(b"a", 1),)))
+    asked.take(wire.NewTokens(5, (2,), "b", (wire.Logprob(b"b", 2),)))
+
+    assert trio.run(asked.next_frame) == Tokens((1, 2), "ab", (TokenLogprob(b"a", 1), TokenLogprob(b"b", 2)))
+
+
+def test_a_text_among_words_is_refused() -> None:
+    asked = call(task="check", claimed=(1, 2))
+    asked.take(wire.NewTokens(5, (0,), ""))
+
+    with pytest.raises(Unasked, match="has a text, expected words alone"):
+        asked.take(wire.NewTokens(5, (0,), "by the way"))
+
+
+def test_what_a_child_cannot_do_with_a_request_is_the_clients_fault() -> None:
+    error = error_from(wire.Failed(5, "request", "schema at # has 'not'\x1b, which cannot be kept here"))
+
+    assert isinstance(error, BadRequest)
+    assert "\x1b" not in str(error)
 
 
 def test_a_false_count_at_the_end_is_refused() -> None:
