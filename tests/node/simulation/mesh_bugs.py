@@ -51,7 +51,7 @@ MESH_BUGS: Final = (
         "an entry is taken although one before it is missing",
         "an author's log is dense, each entry naming the one before it",
         stories.lost_gossip,
-        ("known_logs_have_no_gaps",),
+        ("known_logs_have_no_gaps", "nobody_honest_is_accused"),
         fault(
             "protocol.log:AuthorLog.check",
             ("if message.index > self.next_index:", "if False:"),
