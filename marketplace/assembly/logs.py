@@ -84,6 +84,7 @@ class Logs:
         if closing == self._closings.get(proof.accused):
             return False
         self._closings[proof.accused] = closing
+        self._fingerprint = b""
         return True
 
     def counts(self, entry: Sealed[Entry]) -> bool:
@@ -107,12 +108,22 @@ class Logs:
         return tuple(head for author in sorted(self._logs, key=rank) if (head := self._logs[author].head))
 
     def fingerprint(self) -> bytes:
-        """Return one hash over the newest entries of all authors: two that agree on it hold the same logs."""
+        """Return one hash over the newest entries of all authors: two that agree on it hold the same logs.
+
+        Of a forked log it is the last one before the fork: of what came behind, each keeps what it heard first.
+        """
         if not self._fingerprint:
-            heads = sorted((author, log.next_index, log.next_prev) for author, log in self._logs.items())
+            heads = sorted((author, *self._end(author)) for author in self._logs)
             text = b"".join(b"%s %d %s\n" % (author.encode(), index, prev) for author, index, prev in heads)
             self._fingerprint = hashlib.sha256(text).digest()
         return self._fingerprint
+
+    def _end(self, author: PeerId) -> tuple[int, bytes]:
+        """How long a log is, up to where it was closed, and the id of its last entry there."""
+        log, closing = self._logs[author], self._closings.get(author)
+        if closing is None or closing.index >= log.next_index:
+            return log.next_index, log.next_prev
+        return closing.index, log.entries[closing.index].message.prev
 
     def entries_after(self, author: PeerId, index: int) -> Sequence[Sealed[Entry]]:
         """Return the entries of an author's log behind an index; all of them behind -1."""

@@ -391,6 +391,27 @@ def test_members_on_either_branch_of_a_fork_agree_once_it_is_proven() -> None:
     assert set(here.members()) == {ANN.peer_id, CAT.peer_id}
 
 
+def test_members_on_either_branch_of_a_proven_fork_have_nothing_more_to_tell_each_other() -> None:
+    """Each keeps the branch that it heard first: with two fingerprints they would greet each other for ever."""
+    town = Town()
+    before = town.admit(CAT, by=BOB)
+    branch = town.admit(DAN, by=BOB)
+    other = town.card("a", LLAMA, by=BOB, index=1)
+    longer = town.card("b", LLAMA, by=BOB)
+    proof = town.evidence(branch, other, by=ANN)
+
+    sides = [
+        town.assembly(before, branch, longer, proof),
+        town.assembly(before, branch, proof),
+        town.assembly(before, other, proof),
+        town.assembly(proof, before),
+    ]
+
+    assert len({side.fingerprint() for side in sides}) == 1
+    assert town.assembly(before, branch).fingerprint() != sides[0].fingerprint()
+    assert town.assembly(proof).fingerprint() != sides[0].fingerprint()
+
+
 def test_a_convicted_voter_admits_nobody_any_more() -> None:
     town = Town()
     early = town.admit(CAT, by=BOB, at=NOON)
