@@ -22,6 +22,16 @@ LLAMA: Mapping[str, object] = {
     "llama.attention.head_count_kv": 2,
 }
 F32, F16 = 0, 1
+LARGE = random_gguf.Shape(
+    width=1_024,
+    layers=12,
+    heads=8,
+    heads_kv=4,
+    head_width=128,
+    hidden=4_096,
+    vocabulary=512,
+    context_tokens=2_048,
+)
 
 
 def header(
@@ -75,6 +85,11 @@ def tiny_model(path: Path, *, template: str = random_gguf.TEMPLATE, seed: int = 
 def slow_model(path: Path) -> Path:
     """Write a model of 17 MB that takes some milliseconds for a token and never ends its turn by itself."""
     return random_gguf.write(path, random_gguf.SLOW)
+
+
+def large_model(path: Path) -> Path:
+    """Write a model of 107 MB: others can be seen to go on while it is loaded."""
+    return random_gguf.write(path, LARGE)
 
 
 def poison(path: Path) -> Path:

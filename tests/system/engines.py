@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from shutil import copyfile
@@ -73,3 +74,14 @@ async def first_tokens(engine: Engine, request: Generation, seen: trio.Event) ->
         async for frame in generation:
             if isinstance(frame, Tokens):
                 seen.set()
+
+
+@asynccontextmanager
+async def occupied(engine: LlamaEngine, model: Digest) -> AsyncIterator[None]:
+    """Have somebody's long answer take the slot for the length of the block."""
+    async with trio.open_nursery() as nursery:
+        under_way = trio.Event()
+        nursery.start_soon(first_tokens, engine, replace(ask(model, tokens_max=4_000), payer="z"), under_way)
+        await under_way.wait()
+        yield
+        nursery.cancel_scope.cancel()
