@@ -283,7 +283,11 @@ class Child:
         prompt_tokens_per_s = 0.0
         if not self._busy:
             self._abort.clear()
-            prompt_tokens_per_s = embedder.calibrate()
+            try:
+                prompt_tokens_per_s = embedder.calibrate()
+            except ModelError:
+                embedder.close()
+                raise
         self._batchers[message.model] = embedder
         return [wire.Loaded(message.call, model.context_tokens, prompt_tokens_per_s, 0.0)]
 

@@ -27,6 +27,7 @@ class Job:
 
     Attributes:
         texts: the tokens of each.
+        first: text to read; a predecessor has said the vectors of those before it.
         done: texts whose vectors were said.
         words: said, or received from a predecessor.
         skip: words of the next vector that were received already.
@@ -34,6 +35,7 @@ class Job:
 
     call: int
     texts: list[list[int]]
+    first: int
     done: int
     words: int
     skip: int
@@ -95,10 +97,12 @@ class Embedder:
                     f"item {place} of inputs has {len(tokens)} tokens, expected at most {self.model.context_tokens}"
                 )
         words = len(request.received)
+        first = min(len(texts), words // self.model.dimensions)
         job = Job(
             call=request.call,
             texts=texts,
-            done=min(len(texts), words // self.model.dimensions),
+            first=first,
+            done=first,
             words=words,
             skip=words % self.model.dimensions,
         )
@@ -172,7 +176,7 @@ class Embedder:
                 text="",
                 prompt_tokens=job.tokens,
                 completion_tokens=job.words,
-                prefill_tokens=job.tokens,
+                prefill_tokens=sum(map(len, job.texts[job.first :])),
                 prefill_s=time.perf_counter() - job.started,
                 decode_s=0.0,
             ),

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import trio
 
@@ -25,6 +26,10 @@ from runtime.engine import (
     Tokens,
 )
 from runtime.llama.backend import LlamaEngine
+from runtime.llama.candidates import draw_fitting
+from runtime.llama.constraint import Constraint
+from runtime.llama.grammar import parse
+from runtime.llama.vocabulary import Guide, Vocabulary
 from runtime.model_store import ModelStore
 from tests.gguf_files import poison, slow_model
 
@@ -241,6 +246,15 @@ async def test_a_constraint_changes_nothing_where_the_text_keeps_it(engine: Llam
     free, _ = await said(engine, chat(engine, grammar="root ::= .*"))
 
     assert ids_of(free) == ids_of(frames)
+
+
+def test_a_text_that_no_token_goes_on_with_is_refused() -> None:
+    """The grammar wants what this vocabulary cannot write; no chain is asked to draw from nothing, which would crash."""
+    vocabulary = Vocabulary(3, [b"a", b"b", b""].__getitem__, lambda token: token == 2)
+    guide = Guide(vocabulary, Constraint(parse('root ::= "x"')))
+
+    with pytest.raises(BadRequest, match="no token of this model's vocabulary goes on"):
+        draw_fitting(None, np.zeros(3, dtype=np.float32), (), guide)
 
 
 async def test_a_received_token_outside_of_the_constraint_is_refused(engine: LlamaEngine) -> None:
