@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from protocol.limits import MIB
 from runtime.llama.template import CHATML, ChatTemplate, RenderBounds, TemplateError
 from tests.gguf_files import ENDLESS_OUTPUT, LOOP_BOMB, MEMORY_BOMB
 
@@ -75,6 +76,17 @@ def test_a_loop_bomb_is_stopped() -> None:
 def test_a_memory_bomb_is_stopped() -> None:
     with pytest.raises(TemplateError, match="64 MiB of memory"):
         render(MEMORY_BOMB)
+
+
+def test_what_another_thread_takes_meanwhile_is_not_counted() -> None:
+    """A model is read into memory beside the chats of another one: neither is to fail for it."""
+    bounds, size = RenderBounds(), 128 * MIB
+    with pytest.raises(TemplateError, match="of memory"), bounds.enforce():
+        bytearray(size)
+
+    bounds.others_bytes = 2 * size
+    with bounds.enforce():
+        assert len(bytearray(size)) == size
 
 
 def test_endless_output_is_stopped() -> None:

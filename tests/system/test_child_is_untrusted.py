@@ -24,6 +24,8 @@ from runtime.engine import (
 from runtime.llama import wire
 from runtime.llama.call import Call
 from runtime.llama.process import LlamaChild, Unasked, error_from
+from runtime.llama.scheduler import Scheduler
+from runtime.model_store import ModelStore
 
 
 @asynccontextmanager
@@ -173,3 +175,23 @@ def test_a_false_count_at_the_end_is_refused() -> None:
 
     with pytest.raises(Unasked, match="ended with 3 tokens, expected 1"):
         asked.take(wire.Done(5, "stop", "", 9, 3, 9, 0.0, 0.0))
+
+
+async def test_a_child_that_defers_a_call_for_nobody_breaks_the_protocol(tmp_path: Path) -> None:
+    """It would be asked again and again, and nobody would be told."""
+    scheduler = Scheduler(
+        ModelStore(tmp_path),
+        slots=2,
+        queue_max=2,
+        context_tokens=512,
+        threads=1,
+        memory_bytes_max=1 << 30,
+    )
+    alone = call()
+    scheduler.running[alone.number] = alone
+
+    with pytest.raises(Unasked, match="was deferred, and nothing else runs"):
+        scheduler.take(wire.Deferred(alone.number))
+
+    assert scheduler.running == {alone.number: alone}
+    assert not scheduler.waiting
