@@ -28,6 +28,7 @@ from runtime.llama import wire
 from runtime.llama.checking import Check
 from runtime.llama.lowlevel import ModelError
 from runtime.llama.model import NOT_FINITE, Aborted, Model, NotFinite, Row
+from runtime.llama.padding import GROUP, Padding
 from runtime.llama.prefix_cache import PrefixCache, Sequence
 from runtime.llama.sampling import Drawn, Sampler
 from runtime.llama.template import TemplateError
@@ -122,6 +123,7 @@ class Batcher:
             can_share=model.can_rewind,
         )
         self.step_s = 0.0  # of the last step that only decoded: what replaying a token costs
+        self._padding = Padding()
         self._steps = 0
         # The last step of each adapter's jobs, while there are several.
         self._stepped: dict[bytes | None, int] = {}
@@ -257,20 +259,26 @@ class Batcher:
             for start in (len(job.sequence.cached),)
             for i in range(start, start + count)
         ]
-        self.cache.make_room(len(rows))
+        decodes_only = len(rows) == len(shares)
+        extra = self._padding.to_add(len(rows)) if decodes_only and self._may_pad(rows) else 0
+        self.cache.make_room(len(rows) + extra)
         began = time.perf_counter()
         try:
             self.model.use_adapter(adapter)
-            self.model.decode(rows)
+            self.model.decode(rows + [Row(0, i, self.model.scratch, output=False) for i in range(extra)])
         except Aborted:
             self._take_back(shares)
             return []
         except ModelError as error:
             self._take_back(shares)
             return [self._fail(job, str(error)) for job, _ in shares]
+        finally:
+            if extra:
+                self.model.rewind(self.model.scratch, 0)
         ended = time.perf_counter()
-        if len(rows) == len(shares):
+        if decodes_only:
             self.step_s = ended - began
+            self._padding.learn(len(rows), extra, self.step_s)
         return self._harvest(shares, ended)
 
     def progress(self, call: int) -> tuple[int, int]:
@@ -292,6 +300,11 @@ class Batcher:
         adapter = min(adapters, key=lambda each: self._stepped.get(each, 0))
         self._stepped[adapter] = self._steps
         return adapter
+
+    def _may_pad(self, rows: list[Row]) -> bool:
+        """Whether rows may be added: never to one that is alone, which is to be exact, nor where no cell is free."""
+        running = sum(len(job.sequence.cached) for job in self.jobs)
+        return len(rows) > 1 and self.model.can_rewind and running + len(rows) + GROUP <= self.model.cells
 
     def _plan(self, jobs: list[Job]) -> list[tuple[Job, int]]:
         """Return which of an adapter's jobs have how many rows in the next batch, in their order."""

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from runtime.llama.lowlevel import AbortFlag, FirstError, ModelError, all_finite, gpu_name, llama
+from runtime.llama.padding import GROUP
 from runtime.llama.template import CHATML, ChatTemplate, RenderBounds
 from runtime.llama.tokenizer import tokenize
 from runtime.llama.weights import load_weights
@@ -71,6 +72,7 @@ class Model:
     Attributes:
         batch_tokens: rows of a batch, at most.
         sequences: of the cache.
+        scratch: one sequence more, for rows that mean nothing.
         cells: tokens that they hold together, at most.
         adapters: digests of those that are loaded.
 
@@ -114,7 +116,7 @@ class Model:
             self.can_rewind = not (
                 llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
             )
-            self.batch_tokens = self.chunk_tokens + slots
+            self.batch_tokens = self.chunk_tokens + slots + GROUP
             if exam_cells is not None:
                 self.batch_tokens = max(
                     slots, min(EXAM_BATCH_TOKENS, EXAM_LOGITS_MAX // self.vocabulary_size)
@@ -124,6 +126,7 @@ class Model:
             self.cells = exam_cells or max(
                 self.context_tokens, min(cells or sys.maxsize, self.context_tokens * slots)
             )
+            self.scratch = self.sequences
             self._make_context(threads)
             self.template = self._read_template(bounds)
         except BaseException:
@@ -314,7 +317,7 @@ class Model:
         parameters = llama.llama_context_default_params()
         parameters.n_ctx = self.cells
         parameters.n_batch = parameters.n_ubatch = self.batch_tokens
-        parameters.n_seq_max = self.sequences
+        parameters.n_seq_max = self.sequences + self.can_rewind
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.flash_attn_type = (
             llama.LLAMA_FLASH_ATTN_TYPE_AUTO

@@ -1,0 +1,51 @@
+"""Rows that mean nothing are added where that was measured to be quicker."""
+
+from collections.abc import Callable
+
+import pytest
+
+from runtime.llama.padding import GROUP, TRY_OTHER_EVERY, Padding
+
+
+def grouped(rows: int) -> float:
+    """Repacked weights: four rows cost little more than one, odd ones as much each."""
+    return 0.1 + 0.03 * (rows // GROUP) + 0.1 * (rows % GROUP)
+
+
+def even(rows: int) -> float:
+    return 0.1 + 0.02 * rows
+
+
+def run(padding: Padding, rows: int, cost: Callable[[int], float], steps: int) -> list[int]:
+    """Return how many rows were added to each of so many batches."""
+    added = []
+    for _ in range(steps):
+        added.append(padding.to_add(rows))
+        padding.learn(rows, added[-1], cost(rows + added[-1]))
+    return added
+
+
+@pytest.mark.parametrize("rows", [2, 3, 6, 7, 15])
+def test_odd_rows_are_made_up_to_a_group_where_the_kernels_take_groups(rows: int) -> None:
+    added = run(Padding(), rows, grouped, 40)
+
+    assert added[2:] == [-rows % GROUP] * 38
+
+
+def test_nothing_is_added_where_each_row_costs_the_same() -> None:
+    added = run(Padding(), 6, even, 40)
+
+    assert added[2:] == [0] * 38
+
+
+def test_a_whole_group_is_left_as_it_is() -> None:
+    assert run(Padding(), 8, grouped, 10) == [0] * 10
+
+
+def test_what_a_busy_moment_made_look_slow_is_tried_again() -> None:
+    padding = Padding()
+    run(padding, 7, lambda rows: 9.0 if rows == 8 else 1.0, 4)
+
+    added = run(padding, 7, grouped, 2 * TRY_OTHER_EVERY)
+
+    assert added[80:100] == [1] * 20
