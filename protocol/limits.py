@@ -41,9 +41,13 @@ ADDRESSES_MAX = 16
 ENTRIES_PER_ANSWER_MAX = 256
 RECEIVED_TOKENS_MAX = 32_768  # token ids handed to the next seller on failover
 INPUTS_MAX = 256  # texts of one embedding job
+# of an embedding model's vectors: four times the widest in use, and few enough that what came of one fits into `received`
+DIMENSIONS_MAX = 16_384
 LOGIT_BIASES_MAX = 300  # as OpenAI allows
 LOGIT_BIAS_MILLI_MAX = 100_000
-CONSTRAINT_CHARS_MAX = 16_384  # of a JSON schema or a grammar: a hundred fields; grammars are llama.cpp's weakest surface
+CONSTRAINT_CHARS_MAX = (
+    16_384  # of a JSON schema or a grammar: a hundred fields; grammars are llama.cpp's weakest surface
+)
 TOP_LOGPROBS_MAX = 20  # as OpenAI allows
 TOKEN_BYTES_MAX = 256  # of one token's text in a log-probability; longer ones are cut
 PREFIX_BYTES = 8  # of the digest of a system prompt: enough to find it again, too few to prove it

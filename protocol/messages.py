@@ -139,7 +139,7 @@ class ModelOffer(Part, frozen=True, kw_only=True):
     adapters: Annotated[
         tuple[Hash, ...], Meta(max_length=limits.ADAPTERS_PER_OFFER_MAX)
     ] = ()  # ready to serve
-    dimensions: Count = 0
+    dimensions: Annotated[int, Meta(ge=0, le=limits.DIMENSIONS_MAX)] = 0
 
 
 class Device(Part, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from protocol.limits import KIB, MIB
+from protocol.limits import DIMENSIONS_MAX, KIB, MIB
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -28,7 +28,6 @@ TENSOR_NAME_BYTES_MAX = 63  # GGML_MAX_NAME - 1
 LAYERS_MAX = 512  # LLAMA_MAX_LAYERS
 ALIGNMENT_MAX = 64 * KIB
 CONTEXT_TOKENS_MAX = 1 << 24
-DIMENSIONS_MAX = 16_384  # of an embedding; four times the widest that are in use
 POOLINGS = (
     1,
     2,

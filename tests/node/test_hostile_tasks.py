@@ -18,6 +18,7 @@ from protocol.messages import (
     Award,
     FailedFrame,
     FinishedFrame,
+    ModelOffer,
     Request,
     SamplingTerms,
     Task,
@@ -233,6 +234,23 @@ async def test_a_work_over_its_bounds_is_no_message(world: World, changes: dict[
     assert decode(encode(honest), Work) == honest
     with pytest.raises(MalformedMessage):
         decode(encode(msgspec.structs.replace(honest, **changes)), Work)
+
+
+def test_an_advert_of_vectors_that_no_model_has_is_no_message() -> None:
+    """So many words would be asked for that no request could say so."""
+    offer = ModelOffer(
+        digest=EMBEDDER,
+        architecture="echo",
+        quantisation="none",
+        context_tokens=512,
+        tokens_per_ks=0,
+        prompt_tokens_per_ks=0,
+        dimensions=limits.DIMENSIONS_MAX,
+    )
+
+    assert decode(encode(offer), ModelOffer) == offer
+    with pytest.raises(MalformedMessage):
+        decode(encode(msgspec.structs.replace(offer, dimensions=limits.DIMENSIONS_MAX + 1)), ModelOffer)
 
 
 # --- sellers ----------------------------------------------------------------------------------------------------------
@@ -452,8 +470,8 @@ async def test_what_two_engines_refuse_is_the_clients_fault(world: World) -> Non
     assert world.founder.accounts() == {}
 
 
-async def test_one_device_alone_cannot_keep_others_from_asking(world: World) -> None:
-    """Three liars say that the model embeds; whoever says that it writes is asked all the same."""
+async def test_liars_about_a_models_vectors_keep_nobody_from_asking(world: World) -> None:
+    """Three of them say that the model embeds; whoever says that it writes is asked all the same."""
     honest = await world.add("bob", engine=Engine(cards=(echo_card(),)))
     await world.acquaint(world.founder, honest)
     for name in ("eve", "mallory", "trudy"):
