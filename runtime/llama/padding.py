@@ -2,11 +2,11 @@
 
 llama.cpp's kernels for repacked weights take four rows at a time and the odd ones one by one: on a CPU three rows take
 272 ms and four 129 ms, fifteen 531 ms and sixteen 322 ms (a 1B model in Q4_0). Other weights and devices have no such
-steps. So what is quicker is measured as the batches come, for each size, and tried again now and then.
+steps. So what is quicker is measured as the batches come, for each size; the other way is tried now and then.
 """
 
 GROUP = 4
-TRY_OTHER_EVERY = 64  # steps of odd sizes
+TRY_OTHER_EVERY = 32  # steps of odd sizes
 NEW_WEIGHT = 0.2  # of a slower time: one that was disturbed is forgotten soon
 
 
@@ -23,9 +23,8 @@ class Padding:
         if not missing:
             return 0
         self._steps += 1
-        # What was never tried took no time.
-        plain, padded = (self._seconds.get((rows, is_padded), 0.0) for is_padded in (False, True))
-        is_padded = padded <= plain
+        plain, padded = self._seconds.get((rows, False)), self._seconds.get((rows, True), 0.0)
+        is_padded = plain is None or padded <= plain
         if self._steps % TRY_OTHER_EVERY == 0:
             is_padded = not is_padded
         return missing if is_padded else 0
