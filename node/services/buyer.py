@@ -158,19 +158,6 @@ class Buyer:
         if failure:
             raise failure[0]
 
-    async def read(self, request: ChatRequest) -> tuple[int, ...]:
-        """Return all words of a task that only reads.
-
-        Raises:
-            ChatError: one of its kinds.
-        """
-        words: list[int] = []
-        async with aclosing(self.chat(request)) as events:
-            async for event in events:
-                if isinstance(event, ChatDelta):
-                    words.extend(event.words)
-        return tuple(words)
-
     async def quotes(self, model: str, prompt_tokens: int, completion_tokens: int) -> Attempt:
         """Ask sellers what a job would cost, and award nothing."""
         wanted = self._names.wanted(model)

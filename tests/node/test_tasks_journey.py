@@ -138,9 +138,9 @@ async def test_a_check_brings_the_gap_of_each_claimed_token(world: World) -> Non
     true = echo_ids(STORY, 5)
     claimed = (*true[:2], true[0] + 1, *true[3:])
 
-    words = await world.founder.node.buyer.read(check(claimed))
+    result = await ask(world.founder, check(claimed))
 
-    assert words == (0, 0, GAP_MILLI, 0, 0)
+    assert result.words == [0, 0, GAP_MILLI, 0, 0]
     job = await world.founder.ended_job()
     assert (job.kind, job.attempts[0].bids[0].completion_micro) == ("check", 0)
     assert job.price_micro == 10 * (8 + 5)  # prompt and claimed tokens alike are read
@@ -149,7 +149,7 @@ async def test_a_check_brings_the_gap_of_each_claimed_token(world: World) -> Non
 async def test_the_own_engine_reads_without_a_market(world: World) -> None:
     own = await world.add("cat", engine=Engine(cards=CARDS))
 
-    assert await own.node.buyer.read(embedding(privacy="local")) == words_of(*TEXTS)
+    assert tuple((await ask(own, embedding(privacy="local"))).words) == words_of(*TEXTS)
     assert own.accounts() == {}
 
 
@@ -377,19 +377,25 @@ async def test_a_reading_that_broke_off_is_claimed_for_the_share_that_came(world
     assert first.accounts()[first.peer_id] == 50
 
 
-async def test_a_whole_reading_whose_receipt_was_lost_is_claimed_after_a_restart_of_its_seller(
+async def test_a_whole_reading_whose_countersignature_was_lost_is_claimed_after_a_restart_of_its_seller(
     world: World,
 ) -> None:
-    """The receipt was written and its countersignature lost: the next life of the daemon presents it again."""
+    """The seller hears no more of its buyer from the first word on. Its next life presents the receipt again."""
     bob = await seller(world, "bob")
 
-    result = await ask(world.founder, embedding())
+    def cut(_: Result) -> None:
+        world.network.cut(world.founder.peer_id, bob.peer_id)
+
+    result = await ask(world.founder, embedding(), at=cut)
     await bob.kill()
+    world.heal()
     assert tuple(result.words) == words_of(*TEXTS)
+    assert bob.accounts() == {}
     await bob.start()
     await world.run(30)
 
     assert bob.accounts() == world.founder.accounts() == {world.founder.peer_id: -100, bob.peer_id: 100}
+    assert (await world.founder.ended_job()).price_micro == 100
 
 
 async def test_a_buyer_that_hangs_up_before_the_last_word_has_not_read_for_nothing(world: World) -> None:
