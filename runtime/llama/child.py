@@ -179,13 +179,13 @@ class Child:
         match message:
             case wire.Generate():
                 # Said before the template runs: should it hang, the daemon knows whose fault it is.
-                self._connection.say([wire.Beat(message.call, "template", 0, 0)])
+                self._begin_template(message.call)
                 batcher = self._batcher(message.model)
                 said = batcher.admit(message)
                 self._connection.calls[message.call] = lambda: _phase(*batcher.progress(message.call))
                 return [wire.Beat(message.call, *_phase(*batcher.progress(message.call))), *said]
             case wire.CountTokens():
-                self._connection.say([wire.Beat(message.call, "template", 0, 0)])
+                self._begin_template(message.call)
                 return [wire.Counted(message.call, self._batcher(message.model).count_tokens(message.turns))]
             case wire.Cancel():
                 found = any(batcher.cancel(message.call) for batcher in self._batchers.values())
@@ -213,6 +213,11 @@ class Child:
                 for batcher in self._batchers.values():
                     batcher.model.set_threads(message.threads)
                 return []
+
+    def _begin_template(self, call: int) -> None:
+        """Say so, now and at intervals: on a busy machine the CPU time that a template may take lasts seconds."""
+        self._connection.calls[call] = lambda: ("template", 0, 0)
+        self._connection.say([wire.Beat(call, "template", 0, 0)])
 
     def _batcher(self, model: bytes) -> Batcher | Embedder:
         if model not in self._batchers:
