@@ -38,6 +38,9 @@ TOKENS: Final = 64
 SLOTS: Final = 8
 CONTEXT_TOKENS: Final = 1_024
 EDITED: Final = 0.05  # of the tokens
+TWO_THREADS_EVERY: Final = (
+    8  # jobs: where another process takes one of two cores, a step takes twenty times as long
+)
 CAUGHT: Final = at_least(0.99)
 ACCUSED: Final = at_most(0.001)
 
@@ -184,10 +187,12 @@ async def _honest(seller: _Sellers, figures: list[Figure], questions: list[Quest
     ways = {"alone": alone, "with seven others": await seller.answers(questions)}
     ways["from the middle on"] = await seller.answers(questions, received=alone, at_once=1)
     ways["with the prompt in the cache"] = await seller.answers(questions, at_once=3)
-    seller.engine.set_threads(2)
-    ways["with two threads"] = await seller.answers(questions, at_once=SLOTS // 2)
-    seller.engine.set_threads(1)
     found = [verdict for answers in ways.values() for verdict in await seller.verdicts(questions, answers)]
+    seller.engine.set_threads(2)
+    few = questions[::TWO_THREADS_EVERY]
+    ways["with two threads"] = await seller.answers(few, at_once=SLOTS // 2)
+    seller.engine.set_threads(1)
+    found += await seller.verdicts(few, ways["with two threads"])
     tokens = sum(verdict.tokens for verdict in found)
     worst = max(verdict.worst_milli for verdict in found)
     figures.append(
@@ -242,7 +247,12 @@ async def _without_adapter(
     same = sum(one == other for one, other in zip(right, bare, strict=True))
     verdicts = await seller.verdicts(questions, bare, adapter=adapter)
     figures.append(
-        _caught("no adapter", "though one was bought", {"half on its subject": (verdicts, same)}, CAUGHT)
+        _caught(
+            "no adapter",
+            "though one was bought, half of the jobs on its subject",
+            {"mixed": (verdicts, same)},
+            CAUGHT,
+        )
     )
     honest = await seller.verdicts(questions, right, adapter=adapter)
     figures.append(
