@@ -69,6 +69,7 @@ async def serve(
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
+        await engine.load(digest)
         digests = []
         for adapter in adapters:
             data = await trio.Path(adapter).read_bytes()

@@ -113,6 +113,7 @@ async def _calibrate(
         async with trio.open_nursery() as nursery:
             await nursery.start(engine.run)
             for card in chosen:
+                await engine.load(card.digest)  # however long that takes
                 found = await calibration.calibrate(
                     engine,
                     card.digest,

@@ -82,9 +82,6 @@ class ModelMemory:
     def __contains__(self, model: object) -> bool:
         return model in self._residents
 
-    def __iter__(self) -> Iterator[Digest]:
-        return iter(self._residents)
-
     @property
     def size_bytes(self) -> int:
         """What all of them take."""
