@@ -1,10 +1,8 @@
 """`LlamaEngine`: the Engine port in the daemon, in front of one sandboxed llama.cpp child.
 
-Requests wait here, in a bounded queue, and go to the child when a slot is free and their model is loaded. The child
-may die at any time: a hostile model, memory, a kill. Then the requests that it was running end with `EngineDied`, a
-new child starts at once and loads the last model that served well. A model under which children die is tried again
-after longer and longer pauses, and after `DEATHS_MAX` set aside. So is an adapter (`adapters.py`), which is suspected
-before its base is. A new child gets an adapter again with the first request that needs it.
+Here are the port, and the lives of the children: one may die at any time of a hostile model, memory, a kill. Then a
+new one starts at once. What each does, and what becomes of the requests, is the scheduler's (`scheduler.py`); what it
+has in memory, the loader's (`loader.py`).
 
 Nothing here imports llama_cpp, numpy or jinja2.
 """
