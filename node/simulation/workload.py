@@ -170,8 +170,8 @@ class Workload:
         meanwhile.
         """
         chats, batches, texts, vectors = (
-            Random(rng.getrandbits(64))
-            for _ in range(4)  # noqa: S311  # a world's chance, no secret
+            Random(rng.getrandbits(64))  # noqa: S311  # a world's chance, no secret
+            for _ in range(4)
         )
         batch_per_hour = device_rate_per_hour * self.batch_share
         other_per_hour = device_rate_per_hour - batch_per_hour
