@@ -17,7 +17,7 @@ from runtime.engine import Digest
 TOLERANCE_MILLI_MIN: Final = 100  # another device's kernels round more than this one's showed in a minute
 TOLERANCE_MILLI_MAX: Final = 2_000  # beyond it nearly every token of nearly every model would pass
 # Other kernels round otherwise than anything that one device can try, and a minute does not meet the worst place. On the
-# trained tiny model it gives 0.54 logits, where the worst of 100,000 honest tokens was off by half of that.
+# trained tiny model it gives 0.54 logits, where the worst of 50,000 honest tokens was off by half of that.
 SAFETY: Final = 3
 FILE_BYTES_MAX: Final = 1 << 20
 
