@@ -64,7 +64,7 @@ class Job:
         check: what is done with it instead of drawing.
         leader: an earlier job that is computing the same beginning, and is waited for…
         shared_tokens: …until it has so many tokens.
-        passed_over: batches since its prompt had a piece in one.
+        passed_over: batches since its prompt had a whole piece in one.
         drawn: tokens that were drawn here.
         is_begun_again: what it had in the cache was lost to numbers that were not finite, and computed once more.
     """
@@ -322,17 +322,17 @@ class Batcher:
             key=lambda job: (job is not oldest or job.passed_over < PASSED_OVER_MAX, job.tokens_left)
         )
         chunk = self.model.chunk_tokens
-        # The whole batch is a chunk: on a CPU 64 rows, 4 of them decoding, take 10 % less than 68.
-        room = max(chunk // 2, chunk - len(shares))
+        # The whole batch is a chunk: on a CPU 64 rows, 4 of them decoding, take 10 % less than 68. While nobody decodes
+        # it is two: the rows of several prompts are computed 5 % faster so.
+        room = max(chunk // 2, chunk - len(shares)) if shares else 2 * chunk
         for job in prompts:
             # A job that runs alone gets whole chunks. Beside others a piece is cut to fill the batch.
-            count = min(chunk - len(job.sequence.cached) % chunk, job.tokens_left, room)
+            piece = min(chunk - len(job.sequence.cached) % chunk, job.tokens_left)
+            count = min(piece, room)
+            job.passed_over = 0 if count == piece else job.passed_over + 1
             if count:
                 shares.append((job, count))
                 room -= count
-                job.passed_over = 0
-            else:
-                job.passed_over += 1
         return shares
 
     def _follow(self, job: Job) -> None:

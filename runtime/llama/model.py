@@ -116,7 +116,7 @@ class Model:
             self.can_rewind = not (
                 llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
             )
-            self.batch_tokens = self.chunk_tokens + slots + GROUP
+            self.batch_tokens = 2 * self.chunk_tokens + slots + GROUP
             if exam_cells is not None:
                 self.batch_tokens = max(
                     slots, min(EXAM_BATCH_TOKENS, EXAM_LOGITS_MAX // self.vocabulary_size)
