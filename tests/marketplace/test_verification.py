@@ -135,5 +135,5 @@ def test_a_verdict_says_what_was_found() -> None:
     assert (
         judge([0, 20, 0], 500).to_text() == "0 of 3 tokens stray, the worst 0.02 logits below the likeliest"
     )
-    assert default_tolerance(bytes(32)) == 500
+    assert default_tolerance(bytes(32)) == 750
     assert BARRED_S == 24 * 3600

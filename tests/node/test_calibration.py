@@ -10,7 +10,7 @@ from node.tolerances import SAFETY, TOLERANCE_MILLI_MAX, TOLERANCE_MILLI_MIN, Ca
 from runtime.echo import ECHO_MODEL, EchoEngine
 from runtime.engine import Digest
 
-DEFAULT = 500
+DEFAULT = 750
 
 
 def measured(apart_milli: int) -> Calibration:
