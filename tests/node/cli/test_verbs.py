@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from node.chat import Unsold
+from node.cli import show
 from node.cli.app import run
 from node.cli.time_text import duration, seconds
 from node.gateway.app import admin_app
@@ -116,7 +117,7 @@ async def test_the_list_of_jobs_shows_what_was_promised_beside_what_came(
     node: FakeNode, agora: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert node.jobs()
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(show.out, "_width", 160)  # it has looked at COLUMNS when it was imported
 
     told = await agora("jobs")
 
@@ -132,7 +133,7 @@ async def test_a_reading_is_told_in_words(
     (job,) = node.jobs()
     monkeypatch.setattr(node, "job", lambda _prefix: msgspec.structs.replace(job, kind="embedding"))
     monkeypatch.setattr(node, "jobs", lambda _limit=0: [msgspec.structs.replace(job, kind="embedding")])
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(show.out, "_width", 160)  # it has looked at COLUMNS when it was imported
 
     listed, told = await agora("jobs"), await agora("jobs", "show", JOB_ID[:8])
 
