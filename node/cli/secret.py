@@ -25,9 +25,7 @@ def passphrase(file: Path | None, *, prompt: str, is_new: bool, variable: str = 
     elif sys.stdin.isatty():
         found = str(typer.prompt(prompt, hide_input=True, confirmation_prompt=is_new, err=True))
     else:
-        raise StartError(
-            f"no {prompt} and no terminal to ask on; give it in a file or set {variable}"
-        )
+        raise StartError(f"no {prompt} and no terminal to ask on; give it in a file or set {variable}")
     if is_new and len(found) < CHARS_MIN:
         raise StartError(
             f"the passphrase has {len(found)} characters, expected {CHARS_MIN} or more; choose a longer one"
