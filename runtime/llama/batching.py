@@ -38,8 +38,8 @@ from runtime.llama.vocabulary import Vocabulary
 REPLAY_S_MAX = 2.0  # received tokens are decoded one by one while that is estimated to take less
 # Sequences that only hold what was computed before. Each costs a row of logits: 0.5 MB with a vocabulary of 128k.
 SPARE_SEQUENCES = 8
-# Of prompts that are waited for by streams that have one token so far. 16 streams that come together write 10 % more
-# tokens a second so; a stream that is further never waits.
+# Of short prompts, a chunk each at most, that are waited for by streams that have one token so far. 16 streams that come
+# together write 10 % more tokens a second so. A stream that is further never waits, and for a long prompt nobody does.
 BURST_CHUNKS = 10
 PASSED_OVER_MAX = 3  # batches in a row whose prompt rows went to others than the oldest prompt
 
@@ -315,13 +315,14 @@ class Batcher:
         """Return which of an adapter's jobs have how many rows in the next batch, in their order."""
         prompts = [job for job in jobs if job.tokens_left > 0 and not self._waits_for_leader(job)]
         # Who has just begun waits for prompts that are soon read, so that they go on in step: full rows are cheapest.
-        is_burst = 0 < sum(job.tokens_left for job in prompts) <= BURST_CHUNKS * self.model.chunk_tokens
+        chunk = self.model.chunk_tokens
+        left = [job.tokens_left for job in prompts]
+        is_burst = 0 < sum(left) <= BURST_CHUNKS * chunk and max(left) <= chunk
         shares = [(job, 1) for job in jobs if job.tokens_left <= 0 and not (is_burst and job.drawn == 1)]
         oldest = prompts[0] if prompts else None
         prompts.sort(
             key=lambda job: (job is not oldest or job.passed_over < PASSED_OVER_MAX, job.tokens_left)
         )
-        chunk = self.model.chunk_tokens
         # The whole batch is a chunk: on a CPU 64 rows, 4 of them decoding, take 10 % less than 68. While nobody decodes
         # it is two: the rows of several prompts are computed 5 % faster so.
         room = max(chunk // 2, chunk - len(shares)) if shares else 2 * chunk

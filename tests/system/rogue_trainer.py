@@ -8,6 +8,8 @@ from pathlib import Path
 from runtime.sandbox import Confinement
 from runtime.training import wire
 
+TRAINERS = ("boasts", "floods", "beats", "endless")  # they wait until they are told to begin
+
 
 def main() -> None:
     confinement = Confinement.from_arguments(sys.argv[1:])
@@ -20,9 +22,18 @@ def main() -> None:
     if how == "early":
         sock.sendall(wire.encode(wire.Beat(1, 0, 1)))
     sock.sendall(wire.encode(wire.Ready("S1", "cpu")))
-    reader, fit = wire.frame_reader(), None
-    while not isinstance(fit, wire.Fit):
-        fit = next((wire.decode_to_child(body) for body in reader.feed(sock.recv(1 << 16))), None)
+    reader = wire.frame_reader()
+
+    def heard() -> wire.ToChild:
+        while True:
+            for body in reader.feed(sock.recv(1 << 16)):
+                return wire.decode_to_child(body)
+
+    fit = heard()
+    assert isinstance(fit, wire.Fit)
+    if how in TRAINERS:
+        sock.sendall(wire.encode(wire.Prepared(fit.call)))
+        assert heard() == wire.Begin(fit.call)
     good = wire.Fitted(fit.call, b"p", b"s", fit.recipe.steps, 1, 1.0)
     said = {
         "garbage": b"\0\0\0\5hello",
@@ -30,6 +41,8 @@ def main() -> None:
         "ready twice": wire.encode(wire.Ready("S1", "cpu")),
         "unasked": wire.encode(wire.Fitted(fit.call + 1, b"", b"", 1, 1, 1.0)),
         "boasts": wire.encode(wire.Fitted(fit.call, b"", b"", fit.recipe.steps + 1, 1, 1.0)),
+        "unbidden": wire.encode(good),
+        "prepares twice": 2 * wire.encode(wire.Prepared(fit.call)),
         "gives up": wire.encode(wire.Cancelled(fit.call)),
         "silent": b"",
         "floods": wire.encode(good),

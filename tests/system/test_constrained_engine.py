@@ -315,16 +315,21 @@ async def test_a_check_yields_to_a_stream(tmp_path: Path) -> None:
     async with running(store, context_tokens=4_096) as engine:
         order: list[str] = []
 
+        begun = trio.Event()
+
         async def ask(name: str, request: Generation) -> None:
             async with aclosing(engine.generate(request)) as generation:
                 async for frame in generation:
-                    order.extend([name] if isinstance(frame, Tokens) else [])
+                    if isinstance(frame, Tokens):
+                        order.append(name)
+                        begun.set()
             nursery.cancel_scope.cancel()
 
         stream = chat(engine, tokens_max=4_000)
         long_check = replace(stream, task="check", claimed=(40,) * 600, tokens_max=600)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask, "stream", stream)
+            await begun.wait()
             nursery.start_soon(ask, "check", long_check)
 
     first, last = order.index("check"), len(order) - order[::-1].index("check")

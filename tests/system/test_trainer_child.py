@@ -129,6 +129,8 @@ async def test_a_child_that_misbehaves_is_ended(
     [
         ("boasts", "trained 4 steps, expected 3"),
         ("gives up", "nobody cancelled"),
+        ("unbidden", "trained unasked"),  # before privacy is reserved
+        ("prepares twice", "prepared twice"),
         ("terminal", r"^ \[2Jgone$"),  # an escape sequence of the child reaches no terminal
     ],
 )
