@@ -28,7 +28,7 @@ check: setup ## linters, types, import contract, fast tests (under 90 s)
 	$(BIN)/pytest -q -n logical -m "not system and not slow"
 
 # Real processes and sockets get the machine for themselves: their tests wait for real time.
-test: setup ## every test, with real processes, sockets and models (under 12 minutes)
+test: setup ## every test, with real processes, sockets and models (about 16 minutes on two cores)
 	$(BIN)/pytest -q -n logical -m "not system"
 	$(BIN)/pytest -q -m system
 
