@@ -281,11 +281,7 @@ class Buyer:
     # --- here ---------------------------------------------------------------------------------------------------
     def _can_run_here(self, job: Job, failed: frozenset[PeerId]) -> bool:
         has_failed = self._logbook.me in failed
-        is_held = Digest(job.digest) in self._engine.models and (
-            job.adapter == NO_HASH or self._engine.adapters.get(Digest(job.adapter)) == job.digest
-        )
-        is_held = is_held and self._logbook.me not in job.request.not_by
-        if not is_held or has_failed:
+        if has_failed or not self._is_held_here(job):
             if job.request.privacy == "local":
                 what = "failed" if has_failed else "is not"
                 raise Unsold(
@@ -296,11 +292,15 @@ class Buyer:
 
     def _may_wait_here(self, job: Job, failed: frozenset[PeerId]) -> bool:
         """Whether the own engine, which is full, has a place in its queue: better than no answer, when nobody else has one."""
-        is_held, me = Digest(job.digest) in self._engine.models, self._logbook.me
-        if not is_held or me in failed | job.request.not_by:
+        if self._logbook.me in failed or not self._is_held_here(job):
             return False
-        has_adapter = job.adapter == NO_HASH or self._engine.adapters.get(Digest(job.adapter)) == job.digest
-        return has_adapter and self._engine.status(Digest(job.digest)).queue_free > 0
+        return self._engine.status(Digest(job.digest)).queue_free > 0
+
+    def _is_held_here(self, job: Job) -> bool:
+        """Whether this device holds the model with its adapter, and may answer with it."""
+        if self._logbook.me in job.request.not_by or Digest(job.digest) not in self._engine.models:
+            return False
+        return job.adapter == NO_HASH or self._engine.adapters.get(Digest(job.adapter)) == job.digest
 
     async def _run_here(self, job: Job, attempt: Attempt, send: trio.MemorySendChannel[ChatEvent]) -> Ending:
         """Answer with our own engine: no auction, no receipt, nothing on any log."""
