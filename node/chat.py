@@ -70,12 +70,14 @@ class ChatDelta:
     Attributes:
         logprobs: one for each of them, if they were asked for.
         words: of a task that only reads.
+        contrasts: of a check, one for each word.
     """
 
     text: str
     tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
     words: tuple[int, ...] = ()
+    contrasts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

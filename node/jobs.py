@@ -19,7 +19,7 @@ from node.views import AttemptView, BidView, JobView, VerificationState
 from protocol.envelope import Sealed
 from protocol.errors import AgoraError
 from protocol.identity import PeerId
-from protocol.messages import NO_HASH, Award, Bid, Id, Turn, Work
+from protocol.messages import NO_HASH, Award, Bid, Id, TokensFrame, Turn, Work
 
 JOB = "job"  # the store's record kind
 JOBS_KEPT = 1_000
@@ -54,6 +54,9 @@ class Attempt:
     promised_tokens_per_s: float = 0.0  # by its bid, under a lease by its advert; 0: nothing was
     promised_ttft_ms: int = 0  # by its bid; 0: nothing was
     ids: list[int] = field(default_factory=list)  # accepted in this attempt, in order
+    contrasts: list[int] = field(
+        default_factory=list
+    )  # stated by its seller, one for each; of an embedding none
     began_s: float = 0.0  # monotonic: the seller was given the work
     first_token_s: float | None = None
     last_token_s: float = 0.0
@@ -64,6 +67,14 @@ class Attempt:
     amount_micro: int = 0
     verification: VerificationState = ""
     verification_detail: str = ""
+
+    def take(self, frame: TokensFrame, now: float) -> None:
+        """Keep what came: a frame in its place, and in order."""
+        self.ids.extend(frame.ids)
+        self.contrasts.extend(frame.contrasts)
+        self.last_token_s = now
+        if self.first_token_s is None:
+            self.first_token_s = now
 
     @property
     def ttft_s(self) -> float | None:

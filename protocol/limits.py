@@ -49,6 +49,7 @@ CONSTRAINT_CHARS_MAX = (
     16_384  # of a JSON schema or a grammar: a hundred fields; grammars are llama.cpp's weakest surface
 )
 TOP_LOGPROBS_MAX = 20  # as OpenAI allows
+CONTRAST_MILLI_MAX = 2**31 - 1  # either way; no two logits of a sane model are a thousand apart
 TOKEN_BYTES_MAX = 256  # of one token's text in a log-probability; longer ones are cut
 PREFIX_BYTES = 8  # of the digest of a system prompt: enough to find it again, too few to prove it
 WARM_PREFIXES_MAX = 8  # in an advert of 2 KiB

@@ -950,6 +950,7 @@ class Spend(Entry, frozen=True, kw_only=True):
 
 # --- the bare frames of a running job ---------------------------------------------------------------------------------
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+Contrast = Annotated[int, Meta(ge=-limits.CONTRAST_MILLI_MAX, le=limits.CONTRAST_MILLI_MAX)]
 
 
 class TokenLogprob(Part, frozen=True, kw_only=True, array_like=True):
@@ -971,12 +972,15 @@ class TokensFrame(Part, frozen=True, kw_only=True, tag="tokens"):
 
     Attributes:
         logprobs: one for each id if they were asked for, else none.
+        contrasts: one for each id, of an embedding none: by how many thousandths of a logit its token, or the claimed one that
+            it is the gap of, was above another one that follows from its place. Checks compare them.
     """
 
     first: Count
     ids: Annotated[tuple[TokenId, ...], Meta(max_length=512)]
     text: str
     logprobs: Annotated[tuple[TokenLogprob, ...], Meta(max_length=512)] = ()
+    contrasts: Annotated[tuple[Contrast, ...], Meta(max_length=512)] = ()
 
 
 class ProgressFrame(Part, frozen=True, kw_only=True, tag="progress"):

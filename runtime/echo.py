@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from protocol.limits import PROGRESS_INTERVAL_S
-from runtime.echo_words import gap_words, vector_words
+from runtime.echo_words import contrasts, gap_words, vector_words
 from runtime.engine import (
     BadRequest,
     ChatMessage,
@@ -183,7 +183,7 @@ class EchoEngine:
                         yield Progress(Phase.DECODE, completion, tokens_max)
                 await self.before_tokens(completion - len(request.received))
                 completion += len(ids)
-                yield Tokens(ids, "") if is_reading else _said(request, text, ids)
+                yield _said(request, text, ids, completion - len(ids))
             is_cut = text.state is State.OPEN and completion >= tokens_max and not is_reading
             yield Finished(
                 reason=FinishReason.LENGTH if is_cut else FinishReason.STOP,
@@ -327,12 +327,23 @@ def _check_sampling(request: Generation) -> None:
             )
 
 
-def _said(request: Generation, text: CompletionText, ids: tuple[int, ...]) -> Tokens:
+def _said(request: Generation, text: CompletionText, ids: tuple[int, ...], place: int) -> Tokens:
     """It never hesitates: each token was certain, and the likeliest one at its place."""
+    if request.task == "embedding":
+        return Tokens(ids, "")
+    weights = request.model + (request.adapter or b"")
+    if request.task == "check":
+        claimed = request.claimed[place : place + len(ids)]
+        return Tokens(ids, "", contrasts=contrasts(weights, place, claimed))
     pieces = [token_bytes(id_) for id_ in ids]
     top = 1 if request.sampling.top_logprobs else 0
     logprobs = tuple(TokenLogprob(piece, 0, ((piece, 0),) * top) for piece in pieces)
-    return Tokens(ids, text.feed(b"".join(pieces)), logprobs if request.sampling.logprobs else ())
+    return Tokens(
+        ids,
+        text.feed(b"".join(pieces)),
+        logprobs if request.sampling.logprobs else (),
+        contrasts(weights, place, ids),
+    )
 
 
 def _pieces(text: str) -> Iterator[bytes]:

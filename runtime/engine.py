@@ -121,11 +121,18 @@ class Tokens:
 
     `text` may lag behind `ids`: bytes of an unfinished character, and text that may yet become a stop sequence, are
     held back. What is held back is a function of all ids so far, so a successor that was given them goes on exactly.
+
+    Attributes:
+        logprobs: one for each id, if they were asked for.
+        contrasts: one for each id that was written, and for each claimed one that was checked; of an embedding none. How
+            many thousandths of a logit it lay above a token that follows from its place: the same number, but for rounding,
+            from whoever computes the same model, and from nobody else.
     """
 
     ids: tuple[int, ...]
     text: str
-    logprobs: tuple[TokenLogprob, ...] = ()  # one for each id, if they were asked for
+    logprobs: tuple[TokenLogprob, ...] = ()
+    contrasts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -336,9 +336,9 @@ class Buyer:
                             attempt.ids.extend(frame.ids)
                             job.first_token_s = job.first_token_s or self._clock.now()
                             delta = ChatDelta(frame.text, len(frame.ids), frame.logprobs)
-                            await self._tell(
-                                send, ChatDelta("", 0, words=frame.ids) if job.is_reading else delta
-                            )
+                            if job.is_reading:
+                                delta = ChatDelta("", 0, words=frame.ids, contrasts=frame.contrasts)
+                            await self._tell(send, delta)
                         elif isinstance(frame, Finished):
                             finished = frame
             except EngineError as error:

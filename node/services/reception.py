@@ -82,10 +82,7 @@ async def receive_tokens(
                     case TokensFrame():
                         _check_place(frame, job, attempt)
                         _check_content(frame, attempt)
-                        attempt.ids.extend(frame.ids)
-                        attempt.last_token_s = now()
-                        if attempt.first_token_s is None:
-                            attempt.first_token_s = attempt.last_token_s
+                        attempt.take(frame, now())
                         if job.first_token_s is None:
                             job.first_token_s = attempt.last_token_s
                         advance.by_tokens(now())
@@ -199,6 +196,9 @@ def _check_content(frame: TokensFrame, attempt: Attempt) -> None:
     top = max((len(each.top) for each in frame.logprobs), default=0)
     if top > sampling.top_logprobs:
         raise RemoteProtocolError(f"{top} likeliest tokens came, at most {sampling.top_logprobs} asked for")
+    wanted = 0 if task == "embedding" else len(frame.ids)
+    if len(frame.contrasts) != wanted:
+        raise RemoteProtocolError(f"{len(frame.contrasts)} contrasts came, expected {wanted}")
     if task in WORD_MAX:
         if frame.text:
             raise RemoteProtocolError(f"a text came with the words of a task {task!r}, expected none")
@@ -209,7 +209,7 @@ def _check_content(frame: TokensFrame, attempt: Attempt) -> None:
 def _delta(frame: TokensFrame, job: Job) -> ChatDelta:
     """What the client gets of a frame."""
     if job.is_reading:
-        return ChatDelta("", 0, words=frame.ids)
+        return ChatDelta("", 0, words=frame.ids, contrasts=frame.contrasts)
     logprobs = tuple(TokenLogprob(each.text, each.micronats, each.top) for each in frame.logprobs)
     return ChatDelta(frame.text, len(frame.ids), logprobs)
 

@@ -1,4 +1,4 @@
-"""Token frames: what an engine says, cut into frames that a buyer takes.
+"""Token frames: what an engine says, cut into frames that a buyer takes, each id with its contrast.
 
 A frame has room for so many ids and so many bytes; twenty log-probabilities of each token fill it soon, and the words of
 one vector are more than one frame's. The text of a cut one travels with the last of its frames: a stream that breaks
@@ -13,8 +13,8 @@ from protocol.messages import TokenLogprob, TokensFrame
 from runtime.engine import EngineError, Tokens
 
 IDS_MAX = 512
-ID_BYTES = 5  # of the largest id in MessagePack
-FRAME_BYTES = 32  # tag, field names and the index
+ID_BYTES = 10  # of the largest id and the largest contrast in MessagePack
+FRAME_BYTES = 72  # tag, field names, the index and the sizes of lists
 
 
 def frames_of(first: int, tokens: Tokens, *, top_max: int) -> Iterator[TokensFrame]:
@@ -26,12 +26,11 @@ def frames_of(first: int, tokens: Tokens, *, top_max: int) -> Iterator[TokensFra
         top_max: the likeliest tokens asked for at each place.
 
     Raises:
-        EngineError: it gave log-probabilities of some tokens and not of others.
+        EngineError: it gave log-probabilities or contrasts of some tokens and not of others.
     """
-    if tokens.logprobs and len(tokens.logprobs) != len(tokens.ids):
-        raise EngineError(
-            f"the engine gave {len(tokens.logprobs)} log-probabilities of {len(tokens.ids)} tokens"
-        )
+    for what, given in (("log-probabilities", tokens.logprobs), ("contrasts", tokens.contrasts)):
+        if given and len(given) != len(tokens.ids):
+            raise EngineError(f"the engine gave {len(given)} {what} of {len(tokens.ids)} tokens")
     logprobs = tuple(
         TokenLogprob(
             text=each.text[: limits.TOKEN_BYTES_MAX],
@@ -49,6 +48,7 @@ def frames_of(first: int, tokens: Tokens, *, top_max: int) -> Iterator[TokensFra
             ids=tokens.ids[begin:end],
             text=tokens.text if end == len(tokens.ids) else "",
             logprobs=logprobs[begin:end],
+            contrasts=tokens.contrasts[begin:end],
         )
         begin = end
 

@@ -26,6 +26,7 @@ from functools import cached_property
 from runtime.engine import BadRequest, no_room
 from runtime.llama import wire
 from runtime.llama.checking import Check
+from runtime.llama.contrast import contrast
 from runtime.llama.lowlevel import ModelError
 from runtime.llama.model import NOT_FINITE, Aborted, Model, NotFinite, Row
 from runtime.llama.padding import GROUP, Padding
@@ -387,13 +388,13 @@ class Batcher:
                 return said + self._begin_again(job)
         plain = [(job, index) for job, index in drawing if job.sampler.is_plain]
         drawn = self.model.sample_all([(job.sampler.chain, index) for job, index in plain])
-        for (job, _), token in zip(plain, drawn, strict=True):
+        for (job, index), token in zip(plain, drawn, strict=True):
             job.sampler.drawn()
-            said += self._add(job, Drawn(token))
+            said += self._add(job, index, Drawn(token))
         for job, index in drawing:
             if not job.sampler.is_plain:
                 try:
-                    said += self._add(job, job.sampler.draw(self.model, index))
+                    said += self._add(job, index, job.sampler.draw(self.model, index))
                 except BadRequest as error:
                     self._free(job)
                     said.append(wire.Failed(job.call, "request", str(error)[:512]))
@@ -402,21 +403,26 @@ class Batcher:
     def _read(self, job: Job, row: int, start: int, count: int) -> list[wire.FromChild]:
         """Take the words of a check from the rows of a step."""
         assert job.check is not None
-        words = job.check.words(self.model, row, start, count)
+        words, contrasts = job.check.words(self.model, row, start, count)
         job.is_begun_again = False
-        said: list[wire.FromChild] = [wire.NewTokens(job.call, words, "")] if words else []
+        said: list[wire.FromChild] = (
+            [wire.NewTokens(job.call, words, "", contrasts=contrasts)] if words else []
+        )
         return [*said, self._finish(job, "stop")] if job.check.is_finished else said
 
-    def _add(self, job: Job, drawn: Drawn) -> list[wire.FromChild]:
-        """Take a token that was drawn for a job."""
+    def _add(self, job: Job, index: int, drawn: Drawn) -> list[wire.FromChild]:
+        """Take a token that was drawn for a job from row `index`: samplers leave the row as it was computed."""
         token = drawn.token
         job.is_begun_again = False
         job.drawn += 1
         if self.model.ends_generation(token):
             return [self._finish(job, "stop")]
+        row = self.model.finite_row(index)
+        stated = contrast(row, self.model.vocabulary_size, len(job.tokens), token)
         job.tokens.append(token)
         text = job.text.feed(self.model.piece(token))
-        return [wire.NewTokens(job.call, (token,), text, drawn.logprobs), *self._after_token(job)]
+        new = wire.NewTokens(job.call, (token,), text, drawn.logprobs, (stated,))
+        return [new, *self._after_token(job)]
 
     def _after_token(self, job: Job) -> list[wire.FromChild]:
         if job.check and job.check.is_finished:

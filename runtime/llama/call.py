@@ -166,6 +166,11 @@ class Call:
             )
         if any(len(each.top) > self.request.sampling.top_logprobs for each in new.logprobs):
             raise Unasked(f"call {self.number} has more likeliest tokens than it asked for")
+        wanted = 0 if self.request.task == "embedding" else len(new.ids)
+        if len(new.contrasts) != wanted:
+            raise Unasked(
+                f"call {self.number} has {len(new.contrasts)} contrasts for {len(new.ids)} ids, expected {wanted}"
+            )
         self._count(len(new.ids), len(new.text))
         logprobs = tuple(TokenLogprob(each.text, each.micronats, each.top) for each in new.logprobs)
         self.phase, self.in_template, self._said_tokens = Phase.DECODE, False, True
@@ -175,9 +180,14 @@ class Call:
             and len(last.ids) + len(new.ids) <= MERGED_IDS_MAX
             and len(last.text) + len(new.text) <= MERGED_TEXT_MAX
         ):
-            self._frames[-1] = Tokens(last.ids + new.ids, last.text + new.text, last.logprobs + logprobs)
+            self._frames[-1] = Tokens(
+                last.ids + new.ids,
+                last.text + new.text,
+                last.logprobs + logprobs,
+                last.contrasts + new.contrasts,
+            )
         else:
-            self._frames.append(Tokens(new.ids, new.text, logprobs))
+            self._frames.append(Tokens(new.ids, new.text, logprobs, new.contrasts))
 
     def _finish(self, done: wire.Done) -> None:
         self._count(0, len(done.text))

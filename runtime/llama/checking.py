@@ -1,12 +1,13 @@
 """The teacher-forced check: how far each claimed token is from what the model would have said. Only for the child.
 
 The claimed tokens are read like a prompt, in chunks, and every row of logits tells of the token behind it. Its answer is
-words (see `runtime.engine.Generation`).
+words (see `runtime.engine.Generation`), each with the contrast that whoever wrote the token should have stated.
 """
 
 import os
 from typing import TYPE_CHECKING
 
+from runtime.llama.contrast import contrast
 from runtime.llama.sampling import ONE_THREAD
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ class Check:
         """Whether the logits behind the token at this position are needed."""
         return position >= self._first + self.done
 
-    def words(self, model: "Model", row: int, start: int, count: int) -> tuple[int, ...]:
-        """Return the next words, from a step that computed the positions from `start` on.
+    def words(
+        self, model: "Model", row: int, start: int, count: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the next words and their contrasts, from a step that computed the positions from `start` on.
 
         Args:
             model: just computed them.
@@ -51,13 +54,12 @@ class Check:
         os.environ.setdefault(*ONE_THREAD)
         from runtime.llama import candidates  # noqa: PLC0415  (numpy: 24 MB that most engines do without)
 
-        words = tuple(
-            candidates.gap(
-                candidates.view(model.row(row + i), model.vocabulary_size),
-                self._claimed[start + i - self._first],
-            )
-            for i in range(count)
-            if self.wants(start + i)
-        )
+        size = model.vocabulary_size
+        words, contrasts = [], []
+        for i in range(count):
+            if self.wants(start + i):
+                token, logits = self._claimed[start + i - self._first], model.row(row + i)
+                words.append(candidates.gap(candidates.view(logits, size), token))
+                contrasts.append(contrast(logits, size, start + i + 1, token))
         self.done += len(words)
-        return words
+        return tuple(words), tuple(contrasts)

@@ -198,6 +198,10 @@ class Model:
         """
         if not self.is_finite(index):
             raise NotFinite(NOT_FINITE)
+        return self.finite_row(index)
+
+    def finite_row(self, index: int) -> Any:
+        """Return the address of a row as `row` does, of one that was found finite."""
         return llama.llama_get_logits_ith(self._context, index)
 
     def sample(self, sampler: Any, index: int) -> int:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import msgspec
 
-from protocol.limits import MIB, TOKEN_BYTES_MAX, TOP_LOGPROBS_MAX
+from protocol.limits import CONTRAST_MILLI_MAX, MIB, TOKEN_BYTES_MAX, TOP_LOGPROBS_MAX
 from protocol.messages import Task
 
 FRAME_BYTES_MAX = (
@@ -23,6 +23,7 @@ HEADER_BYTES = 4
 GIVEN_CHARS_MAX = 8_192
 
 Token = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+Contrast = Annotated[int, msgspec.Meta(ge=-CONTRAST_MILLI_MAX, le=CONTRAST_MILLI_MAX)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
 PerSecond = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
@@ -236,6 +237,9 @@ class NewTokens(Message, frozen=True):
     ids: Annotated[tuple[Token, ...], msgspec.Meta(min_length=1, max_length=4_096)]
     text: Annotated[str, msgspec.Meta(max_length=65_536)]
     logprobs: Annotated[tuple[Logprob, ...], msgspec.Meta(max_length=4_096)] = ()  # one for each id, or none
+    contrasts: Annotated[
+        tuple[Contrast, ...], msgspec.Meta(max_length=4_096)
+    ] = ()  # as well; see `contrast.py`
 
 
 class Done(Message, frozen=True):

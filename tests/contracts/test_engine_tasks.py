@@ -236,6 +236,89 @@ async def test_a_check_over_the_context_is_refused_with_the_numbers(engine: Engi
     assert engine.status(model(engine)).slots_free == SLOTS
 
 
+# --- contrasts -------------------------------------------------------------------------------------------------------
+
+APART_MILLI = 400  # of one token, however it was computed: pieces of other lengths round otherwise
+
+
+async def contrasts_of(engine: Engine, request: Generation) -> list[int]:
+    """Return the contrasts; each frame has one for each of its ids."""
+    frames, _ = await frames_of(engine, request)
+    assert all(len(frame.contrasts) == len(frame.ids) for frame in frames)
+    return [each for frame in frames for each in frame.contrasts]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature_ppm=800_000, seed=3),
+        Sampling(temperature_ppm=ONE, seed=5, top_k=20, top_p_ppm=900_000, min_p_ppm=10_000),
+        Sampling(repeat_penalty_ppm=1_300_000, frequency_penalty_ppm=500_000),
+        Sampling(logit_bias=(((1 << 24) + 0x646F67, 2_000),)),
+        Sampling(logprobs=True, top_logprobs=3),
+    ],
+    ids=["greedy", "chance", "chance among few", "penalties", "bias", "logprobs"],
+)
+async def test_whoever_reads_an_answer_states_what_its_writer_did(engine: Engine, sampling: Sampling) -> None:
+    """Whatever was made of the logits before one was drawn: what is stated is what the model computed."""
+    if not isinstance(engine, EchoEngine) and sampling.logit_bias:
+        sampling = Sampling(logit_bias=((300, 9_000), (5, -9_000)))
+    request = replace(chat(engine), sampling=sampling)
+    frames, _ = await frames_of(engine, request)
+
+    stated = [each for frame in frames for each in frame.contrasts]
+    claimed = [id_ for frame in frames for id_ in frame.ids]
+    read = await contrasts_of(engine, check(chat(engine), claimed))
+
+    assert len(stated) == len(claimed) > 8
+    assert read == pytest.approx(stated, abs=APART_MILLI)
+    assert len(set(stated)) > len(stated) / 2
+
+
+async def test_a_constrained_answer_states_what_the_model_computed(engine: Engine) -> None:
+    request = replace(chat(engine, RECORD, 64), sampling=Sampling(schema=SCHEMA))
+    claimed = await ids_of(engine, request)
+
+    read = await contrasts_of(engine, check(chat(engine, RECORD), claimed))
+
+    assert read == pytest.approx(await contrasts_of(engine, request), abs=APART_MILLI)
+
+
+async def test_a_successor_states_contrasts_of_its_own_tokens_alone(engine: Engine) -> None:
+    request = chat(engine)
+    claimed, stated = await ids_of(engine, request), await contrasts_of(engine, request)
+
+    rest = await contrasts_of(engine, replace(request, received=tuple(claimed[:7])))
+
+    assert rest == pytest.approx(stated[7:], abs=APART_MILLI)
+
+
+async def test_an_interrupted_check_goes_on_with_the_contrasts_that_are_missing(engine: Engine) -> None:
+    request = check(chat(engine), await ids_of(engine, chat(engine)))
+    gaps, contrasts = await ids_of(engine, request), await contrasts_of(engine, request)
+
+    for cut in (1, 4, len(gaps)):
+        rest = await contrasts_of(engine, replace(request, received=tuple(gaps[:cut])))
+        assert rest == pytest.approx(contrasts[cut:], abs=APART_MILLI)
+
+
+async def test_a_token_at_another_place_has_another_contrast(engine: Engine) -> None:
+    claimed = await ids_of(engine, chat(engine))
+
+    read = await contrasts_of(engine, check(chat(engine), claimed))
+    moved = await contrasts_of(engine, check(chat(engine), claimed[1:]))
+
+    apart = [abs(one - other) for one, other in zip(read[1:], moved, strict=True)]
+    assert sum(apart) / len(apart) > 1_000
+
+
+async def test_vectors_have_no_contrasts(engine: Engine) -> None:
+    frames, _ = await frames_of(engine, embedding(engine, "a brown dog"))
+
+    assert {frame.contrasts for frame in frames} == {()}
+
+
 # --- log-probabilities -----------------------------------------------------------------------------------------------
 
 

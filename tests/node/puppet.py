@@ -193,7 +193,8 @@ class Puppet:
         """Send each token in a frame of its own; the text is as honest as the ids."""
         for place, token in enumerate(ids):
             text = token_bytes(token).decode(errors="replace")
-            await stream.send(encode(TokensFrame(first=first + place, ids=(token,), text=text)))
+            frame = TokensFrame(first=first + place, ids=(token,), text=text, contrasts=(0,))
+            await stream.send(encode(frame))
 
     async def finish(self, stream: Stream, completion_tokens: int) -> None:
         frame = FinishedFrame(reason="stop", text="", prompt_tokens=4, completion_tokens=completion_tokens)

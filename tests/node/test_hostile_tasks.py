@@ -264,13 +264,15 @@ async def beside_an_honest_seller(world: World, answering: Answering, *, dimensi
     return await alone(world, answering, dimensions=dimensions)
 
 
-async def alone(world: World, answering: Answering, *, dimensions: int = 0) -> Puppet:
+async def alone(
+    world: World, answering: Answering, *, dimensions: int = 0, completion_micro: int = 1
+) -> Puppet:
     """Eve has met the founder, and answers as the test says."""
     eve = await world.puppet("eve")
     eve.offer(digest=EMBEDDER if dimensions else CARDS[0].digest, dimensions=dimensions)
 
     async def serve(stream: Stream) -> None:
-        await eve.bid(stream, completion_micro=0 if dimensions else 1)
+        await eve.bid(stream, completion_micro=0 if dimensions else completion_micro)
         award, work = await eve.accept(stream)
         with suppress(MeshError):
             await answering(eve, stream, award, work)
@@ -321,7 +323,9 @@ async def test_log_probabilities_that_were_not_asked_for_so_are_refused(
 
     async def answer(_: Puppet, stream: Stream, __: Sealed[Award], ___: Work) -> None:
         ids = echo_ids(STORY, len(said) if len(said) == 2 and said[0].top else 1)
-        await stream.send(encode(TokensFrame(first=0, ids=ids, text="lie", logprobs=said)))
+        await stream.send(
+            encode(TokensFrame(first=0, ids=ids, text="lie", logprobs=said, contrasts=(0,) * len(ids)))
+        )
 
     eve = await beside_an_honest_seller(world, answer)
 
@@ -332,6 +336,46 @@ async def test_log_probabilities_that_were_not_asked_for_so_are_refused(
     assert result.sellers[0] == eve.peer_id
     assert [each["peer_id"] for each in world.founder.events("offence_counted")] == [eve.peer_id]
     assert eve.peer_id not in world.founder.accounts()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [(), (1,), (1, 2, 3), (2**31, 0), (0, -(2**31)), (0,) * 600],
+    ids=["none", "too few", "too many", "too high", "too low", "a flood"],
+)
+async def test_contrasts_that_are_missing_too_many_or_absurd_are_refused(
+    world: World, said: tuple[int, ...]
+) -> None:
+    """The attack: tokens that nobody can check. None of the frame is passed on or paid, and the runner-up answers."""
+
+    async def answer(_: Puppet, stream: Stream, __: Sealed[Award], ___: Work) -> None:
+        frame = TokensFrame(first=0, ids=echo_ids(STORY, 2), text="lie", contrasts=said)
+        await stream.send(encode(frame))
+
+    eve = await beside_an_honest_seller(world, answer)
+
+    result = await ask(world.founder, completion())
+    await world.run(1)
+
+    assert result.text == echo_text(STORY)
+    assert result.sellers[0] == eve.peer_id
+    assert [each["peer_id"] for each in world.founder.events("offence_counted")] == [eve.peer_id]
+    assert eve.peer_id not in world.founder.accounts()
+
+
+async def test_a_check_without_contrasts_is_refused(world: World) -> None:
+    """The attack: a reader that states gaps alone cannot be told from one that has read nothing."""
+
+    async def answer(_: Puppet, stream: Stream, __: Sealed[Award], ___: Work) -> None:
+        await stream.send(encode(TokensFrame(first=0, ids=(0, 0), text="")))
+
+    eve = await alone(world, answer, completion_micro=0)
+
+    with pytest.raises(Unsold):
+        await ask(world.founder, check((1, 2)))
+    await world.run(1)
+
+    assert [each["peer_id"] for each in world.founder.events("offence_counted")] == [eve.peer_id]
 
 
 async def too_many_words(_: Puppet, stream: Stream, __: Sealed[Award], ___: Work) -> None:
@@ -350,6 +394,10 @@ async def a_gap_in_the_words(_: Puppet, stream: Stream, __: Sealed[Award], ___: 
     await stream.send(encode(TokensFrame(first=1, ids=WORDS[1:], text="")))
 
 
+async def words_with_contrasts(_: Puppet, stream: Stream, __: Sealed[Award], ___: Work) -> None:
+    await stream.send(encode(TokensFrame(first=0, ids=WORDS, text="", contrasts=(0,) * len(WORDS))))
+
+
 async def another_count(eve: Puppet, stream: Stream, __: Sealed[Award], ___: Work) -> None:
     await stream.send(encode(TokensFrame(first=0, ids=WORDS, text="")))
     await eve.finish(stream, len(WORDS) + 1)
@@ -357,7 +405,14 @@ async def another_count(eve: Puppet, stream: Stream, __: Sealed[Award], ___: Wor
 
 @pytest.mark.parametrize(
     "answer",
-    [too_many_words, a_word_of_no_unit_vector, a_text_with_words, a_gap_in_the_words, another_count],
+    [
+        too_many_words,
+        a_word_of_no_unit_vector,
+        a_text_with_words,
+        a_gap_in_the_words,
+        words_with_contrasts,
+        another_count,
+    ],
     ids=lambda each: each.__name__,
 )
 async def test_words_that_were_not_asked_for_so_are_refused(world: World, answer: Answering) -> None:

@@ -139,7 +139,7 @@ def test_another_one_in_the_queue_never_shortens_the_wait(
 
 def test_what_a_running_call_has_said_is_not_still_to_come() -> None:
     running = call()
-    running.take(wire.NewTokens(1, tuple(range(60)), ""))
+    running.take(wire.NewTokens(1, tuple(range(60)), "", contrasts=(0,) * 60))
 
     assert Forecast().wait_s(1, [running], [], {MODEL: record()}) == pytest.approx(4.0)
 
@@ -209,5 +209,5 @@ async def test_a_call_that_waits_again_is_in_no_template_and_says_so() -> None:
     assert not waiting.in_template
     frames = [await waiting.next_frame() for _ in range(2)]
     assert (frames[-1].phase, frames[-1].done, frames[-1].total) == (Phase.LOADING, 300, 1_000)
-    waiting.take(wire.NewTokens(1, (5,), "x"))
-    assert await waiting.next_frame() == Tokens((5,), "x")
+    waiting.take(wire.NewTokens(1, (5,), "x", contrasts=(9,)))
+    assert await waiting.next_frame() == Tokens((5,), "x", contrasts=(9,))

@@ -18,7 +18,7 @@ def frames(data: bytes, *, pieces: int = 1) -> list[bytes]:
 
 @pytest.mark.parametrize("pieces", [1, 2, 5, 1_000])
 def test_frames_are_found_however_they_arrive(pieces: int) -> None:
-    said = [wire.NewTokens(7, (1, 2), "ab"), DONE]
+    said = [wire.NewTokens(7, (1, 2), "ab", contrasts=(-5, 2**31 - 1)), DONE]
 
     bodies = frames(wire.encode(said) + wire.encode([wire.Cancelled(8)]), pieces=pieces)
 
@@ -49,6 +49,10 @@ def test_a_frame_longer_than_the_limit_is_refused_before_it_is_read() -> None:
         ["NewTokens", 7, [1], "", [[b"a" * 257, 1]]],
         ["NewTokens", 7, [1], "", [[b"a", 1, [[b"a", 1]] * 21]]],
         ["NewTokens", 7, [1], "", [[b"a", 1, []]] * 5_000],
+        ["NewTokens", 7, [1], "", [], [2**31]],
+        ["NewTokens", 7, [1], "", [], [-(2**31)]],
+        ["NewTokens", 7, [1], "", [], [0.5]],
+        ["NewTokens", 7, [1], "", [], [0] * 5_000],
         ["Beat", 7, "dreaming", 0, 0],
         ["Ready", "S9", ""],
         ["Failed", 7, "my fault", ""],

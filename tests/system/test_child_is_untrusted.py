@@ -83,27 +83,32 @@ def call(tokens_max: int = 3, received: tuple[int, ...] = (), **fields: Any) -> 
     return Call(5, request)
 
 
+def said(ids: tuple[int, ...], text: str, logprobs: tuple[wire.Logprob, ...] = ()) -> wire.NewTokens:
+    """What a child in order says, each token with ten times its id for a contrast."""
+    return wire.NewTokens(5, ids, text, logprobs, tuple(10 * each for each in ids))
+
+
 async def test_tokens_are_merged_while_nobody_reads() -> None:
     asked = call()
 
     asked.take(wire.Beat(5, "prefill", 1, 9))
     asked.take(wire.Beat(5, "prefill", 8, 9))
-    asked.take(wire.NewTokens(5, (1,), "a"))
-    asked.take(wire.NewTokens(5, (2,), "b"))
+    asked.take(said((1,), "a"))
+    asked.take(said((2,), "b"))
     asked.take(wire.Beat(5, "decode", 0, 0))  # tokens say more
     asked.take(wire.Done(5, "stop", "c", 9, 2, 9, 0.0, 0.0))
 
     frames = [await asked.next_frame() for _ in range(3)]
     assert isinstance(frames[0], Progress)
     assert frames[0].done == 8
-    assert frames[1] == Tokens((1, 2), "ab")
+    assert frames[1] == Tokens((1, 2), "ab", contrasts=(10, 20))
     assert isinstance(frames[2], Finished)
 
 
 async def test_merged_frames_stay_small() -> None:
     asked = call(tokens_max=1_000)
     for token in range(1_000):
-        asked.take(wire.NewTokens(5, (token,), "word "))
+        asked.take(said((token,), "word "))
 
     frames = [await asked.next_frame() for _ in range(16)]
 
@@ -112,15 +117,15 @@ async def test_merged_frames_stay_small() -> None:
 
 def test_more_tokens_than_asked_for_are_refused() -> None:
     asked = call(tokens_max=3, received=(7,))
-    asked.take(wire.NewTokens(5, (1, 2), ""))
+    asked.take(said((1, 2), ""))
 
     with pytest.raises(Unasked, match="has 4 tokens, expected at most 3"):
-        asked.take(wire.NewTokens(5, (3,), ""))
+        asked.take(said((3,), ""))
 
 
 def test_more_text_than_tokens_can_write_is_refused() -> None:
     with pytest.raises(Unasked, match="5000 characters for 1 tokens"):
-        call().take(wire.NewTokens(5, (1,), "x" * 5_000))
+        call().take(said((1,), "x" * 5_000))
 
 
 @pytest.mark.parametrize(
@@ -141,24 +146,44 @@ def test_log_probabilities_that_were_not_asked_for_are_refused(
 ) -> None:
     """A client reads them one for each token."""
     with pytest.raises(Unasked, match=message):
-        call(sampling=sampling).take(wire.NewTokens(5, (1,), "a", logprobs))
+        call(sampling=sampling).take(said((1,), "a", logprobs))
 
 
 def test_merged_tokens_keep_their_log_probabilities() -> None:
     asked = call(sampling=Sampling(logprobs=True))
 
-    asked.take(wire.NewTokens(5, (1,), "a", (wire.Logprob(b"a", 1),)))
-    asked.take(wire.NewTokens(5, (2,), "b", (wire.Logprob(b"b", 2),)))
+    asked.take(said((1,), "a", (wire.Logprob(b"a", 1),)))
+    asked.take(said((2,), "b", (wire.Logprob(b"b", 2),)))
 
-    assert trio.run(asked.next_frame) == Tokens((1, 2), "ab", (TokenLogprob(b"a", 1), TokenLogprob(b"b", 2)))
+    logprobs = TokenLogprob(b"a", 1), TokenLogprob(b"b", 2)
+    assert trio.run(asked.next_frame) == Tokens((1, 2), "ab", logprobs, (10, 20))
+
+
+@pytest.mark.parametrize("contrasts", [(), (1,), (1, 2, 3)])
+def test_a_child_that_states_another_number_of_contrasts_than_tokens_is_broken(
+    contrasts: tuple[int, ...],
+) -> None:
+    """A seller that passed them on would be broken itself, in its buyer's eyes."""
+    with pytest.raises(Unasked, match=f"has {len(contrasts)} contrasts for 2 ids, expected 2"):
+        call().take(wire.NewTokens(5, (1, 2), "a", contrasts=contrasts))
+    with pytest.raises(Unasked, match="expected 2"):
+        call(task="check", claimed=(1, 2)).take(wire.NewTokens(5, (0, 0), "", contrasts=contrasts))
+
+
+def test_a_vector_with_contrasts_is_refused() -> None:
+    asked = call(task="embedding", inputs=("a",))
+    asked.take(wire.NewTokens(5, (1,), ""))
+
+    with pytest.raises(Unasked, match="has 1 contrasts for 1 ids, expected 0"):
+        asked.take(wire.NewTokens(5, (1,), "", contrasts=(4,)))
 
 
 def test_a_text_among_words_is_refused() -> None:
     asked = call(task="check", claimed=(1, 2))
-    asked.take(wire.NewTokens(5, (0,), ""))
+    asked.take(said((0,), ""))
 
     with pytest.raises(Unasked, match="has a text, expected words alone"):
-        asked.take(wire.NewTokens(5, (0,), "by the way"))
+        asked.take(said((0,), "by the way"))
 
 
 def test_what_a_child_cannot_do_with_a_request_is_the_clients_fault() -> None:
@@ -171,7 +196,7 @@ def test_what_a_child_cannot_do_with_a_request_is_the_clients_fault() -> None:
 def test_a_false_count_at_the_end_is_refused() -> None:
     """Money is paid for it."""
     asked = call()
-    asked.take(wire.NewTokens(5, (1,), "a"))
+    asked.take(said((1,), "a"))
 
     with pytest.raises(Unasked, match="ended with 3 tokens, expected 1"):
         asked.take(wire.Done(5, "stop", "", 9, 3, 9, 0.0, 0.0))

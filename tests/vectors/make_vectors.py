@@ -596,7 +596,8 @@ def _run(vectors: _Vectors) -> None:
 
 def _frames(vectors: _Vectors) -> None:
     vectors.add_frame(
-        "three tokens, the first of the completion", TokensFrame(first=0, ids=(5, 6, 7), text="An a")
+        "three tokens, the first of the completion",
+        TokensFrame(first=0, ids=(5, 6, 7), text="An a", contrasts=(11_250, -310, 4_096)),
     )
     vectors.add_frame("still reading the prompt", ProgressFrame(phase="prefill", done=8, total=12))
     vectors.add_frame(

@@ -75,7 +75,7 @@ class DrippingEngine(BoastfulEngine):
         for token in self._answer(request, skip=len(request.received)):
             await trio.sleep(DRIP_S)
             self._on_job()
-            yield Tokens((token,), token_bytes(token).decode(errors="replace"))
+            yield Tokens((token,), token_bytes(token).decode(errors="replace"), contrasts=(0,))
 
 
 class CapacityLiar(Adversary):
