@@ -16,6 +16,7 @@ from pathlib import Path
 
 import trio
 
+from node.blobs import BlobNotFound, not_here
 from node.private_file import sync_directory, write_atomic
 from node.store import StoreFull
 from protocol.limits import MIB
@@ -60,6 +61,8 @@ class DirectoryBlobs:
 
     def size(self, digest: Digest) -> int:
         """See `Blobs.size`."""
+        if digest not in self._sizes:
+            raise not_here(digest)
         return self._sizes[digest]
 
     def path(self, digest: Digest) -> Path:
@@ -69,14 +72,14 @@ class DirectoryBlobs:
     async def read(self, digest: Digest, offset: int = 0, size: int | None = None) -> bytes:
         """See `Blobs.read`."""
         if digest not in self._sizes:
-            raise KeyError(digest)
+            raise not_here(digest)
         try:
             if digest not in self._verified:
                 await self._verify(digest)
             return await trio.to_thread.run_sync(_read, self.path(digest), offset, size)
         except OSError:
             self._sizes.pop(digest, None)  # its file is gone, or cannot be read: somebody else has it
-            raise KeyError(digest) from None
+            raise not_here(digest) from None
 
     async def put(self, data: bytes) -> Digest:
         """See `Blobs.put`."""
@@ -112,7 +115,9 @@ class DirectoryBlobs:
 
     async def finish(self, digest: Digest) -> bool:
         """See `Blobs.finish`."""
-        size = self._parts.pop(digest)
+        size = self._parts.pop(digest, None)
+        if size is None:  # dropped meanwhile
+            return False
         try:
             is_whole = await trio.to_thread.run_sync(_finish, self._part(digest), self.path(digest), digest)
         except OSError as error:
@@ -142,7 +147,7 @@ class DirectoryBlobs:
         found = await trio.to_thread.run_sync(_hash, self.path(digest))
         if found != digest:
             await self.drop(digest)
-            raise KeyError(digest)
+            raise BlobNotFound(f"blob {digest.hex()[:12]} was damaged on this device's disk and is dropped")
         self._verified.add(digest)
 
     def _keep(self, digest: Digest, size: int) -> None:

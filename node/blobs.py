@@ -12,7 +12,15 @@ from runtime.engine import Digest
 
 
 class BlobNotFound(AgoraError):
-    """No holder that was asked gave the blob; the message says what each of them did."""
+    """The blob is not to be had.
+
+    Of this device's own: it is not here, or was damaged. Of others': none of them gave it, and the message says what each did.
+    """
+
+
+def not_here(digest: Digest) -> BlobNotFound:
+    """What a read of an absent blob raises."""
+    return BlobNotFound(f"blob {digest.hex()[:12]} is not on this device")
 
 
 class Blobs(Protocol):
@@ -25,7 +33,7 @@ class Blobs(Protocol):
         """Its length in bytes.
 
         Raises:
-            KeyError: it is not here.
+            BlobNotFound: it is not here.
         """
 
     def path(self, digest: Digest) -> Path:
@@ -35,7 +43,7 @@ class Blobs(Protocol):
         """Return bytes of it from an offset on; all that is left when `size` is None.
 
         Raises:
-            KeyError: it is not here.
+            BlobNotFound: it is not here, or was damaged and is not here any more.
         """
 
     async def put(self, data: bytes) -> Digest:
@@ -60,7 +68,7 @@ class Blobs(Protocol):
         """
 
     async def finish(self, digest: Digest) -> bool:
-        """Verify what was appended and keep it as the blob; False: it is another, and all of it was dropped."""
+        """Verify what was appended and keep it as the blob; False: it is another, or was dropped, and nothing is left."""
 
     async def drop(self, digest: Digest) -> None:
         """Forget a blob, or what was fetched of it."""
@@ -75,15 +83,15 @@ class NoBlobs:
 
     def size(self, digest: Digest) -> int:
         """See `Blobs.size`."""
-        raise KeyError(digest)
+        raise not_here(digest)
 
     def path(self, digest: Digest) -> Path:
         """See `Blobs.path`."""
-        raise KeyError(digest)
+        raise not_here(digest)
 
     async def read(self, digest: Digest, offset: int = 0, size: int | None = None) -> bytes:  # noqa: ARG002
         """See `Blobs.read`."""
-        raise KeyError(digest)
+        raise not_here(digest)
 
     async def put(self, data: bytes) -> Digest:
         """See `Blobs.put`."""
@@ -93,9 +101,9 @@ class NoBlobs:
         """See `Blobs.begin`."""
         raise StoreFull(f"this node keeps no blobs, not even one of {size} bytes")
 
-    async def append(self, digest: Digest, offset: int, data: bytes) -> None:
+    async def append(self, digest: Digest, offset: int, data: bytes) -> None:  # noqa: ARG002
         """See `Blobs.append`."""
-        raise KeyError(digest, offset, len(data))
+        raise StoreFull(f"this node keeps no blobs, not even {len(data)} bytes of one")
 
     async def finish(self, digest: Digest) -> bool:  # noqa: ARG002
         """See `Blobs.finish`."""

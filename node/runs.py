@@ -132,7 +132,7 @@ class RunFile(msgspec.Struct, kw_only=True):
         seats: the cohort, by peer id.
         done: rounds that have ended.
         since, next, payload: digests of blobs: the state that members of the last round have, the one to train from now,
-            and the change from the one to the other.
+            and the change from the one to the other. Of a run that has ended only `next` is left.
     """
 
     run: bytes
@@ -195,25 +195,28 @@ class RunBook:
         Raises:
             StoreFailed: nothing was kept.
         """
-        self._files[file.run] = file
         records = [Record(RUN, file.run, msgspec.msgpack.encode(file))]
+        records += [
+            Record(ROUND, file.run + view.round.to_bytes(4), msgspec.msgpack.encode(view)) for view in ended
+        ]
+        records += self._forget_oldest(0 if file.run in self._files else 1)
+        await self._store.append(records)
+        self._files[file.run] = file
         for view in ended:
             self._rounds.setdefault(file.run, {})[view.round] = view
-            records.append(Record(ROUND, file.run + view.round.to_bytes(4), msgspec.msgpack.encode(view)))
-        records += self._forget_oldest()
-        await self._store.append(records)
 
-    async def keep_soon(self, file: RunFile, *ended: RoundView) -> None:
-        """The like of what is only shown: a full disk loses it, and no more."""
+    async def keep_soon(self, file: RunFile, *ended: RoundView) -> bool:
+        """The like of what is only shown: a full disk loses it, and no more; whether it is on disk."""
         try:
             await self.keep(file, *ended)
         except AgoraError:
-            return
+            return False
+        return True
 
-    def _forget_oldest(self) -> Sequence[Record]:
+    def _forget_oldest(self, coming: int) -> Sequence[Record]:
         forgotten: list[Record] = []
         ended = [file.run for file in self._files.values() if file.state in ENDED]
-        for run in ended[: max(0, len(self._files) - RUNS_KEPT)]:
+        for run in ended[: max(0, len(self._files) + coming - RUNS_KEPT)]:
             del self._files[run]
             forgotten.append(Record(RUN, run, None))
             numbers = self._rounds.pop(run, {})

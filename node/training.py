@@ -13,6 +13,7 @@ from node.config import Config
 from node.enlisted import EnlistedBook
 from node.errors import StartError
 from node.logbook import Logbook
+from node.named_blobs import NamedBlobs
 from node.privacy_book import PrivacyBook
 from node.runs import Bought, RunBook, RunView, find
 from node.services.blob_exchange import BlobExchange
@@ -66,6 +67,7 @@ class Training:
         enlisted.load(records)
         book = RunBook(ports.store)
         book.load(records)
+        named = NamedBlobs(ports.blobs, book, enlisted)
         fitting = None
         if ports.trainer is not None and ports.data is not None and privacy is not None:
             fitting = Fitting(
@@ -73,6 +75,7 @@ class Training:
                 data=ports.data,
                 privacy=privacy,
                 blobs=ports.blobs,
+                named=named,
                 exchange=exchange,
                 book=enlisted,
                 journal=ports.journal,
@@ -120,6 +123,7 @@ class Training:
                 clock=ports.clock,
                 logbook=logbook,
                 blobs=ports.blobs,
+                named=named,
                 compute=ports.compute,
                 book=book,
                 patch=patch,

@@ -17,6 +17,7 @@ from typing import Final
 import msgpack
 import trio
 
+from protocol.errors import AgoraError
 from runtime.engine import Digest
 from runtime.examiner import BadAdapter, DomainResult, ExaminerError, Question
 
@@ -35,7 +36,7 @@ class ToyExaminer:
     """Holds exams by arithmetic.
 
     Args:
-        read: the whole of a blob of this device; `KeyError` for none.
+        read: the whole of a blob of this device; `AgoraError` for none.
         pause: sleeps; a world's own, or trio's.
         base_skills: of the bare base, in millionths, by domain; `BASE_SKILL` in the others.
         holds: whether this device has a base.
@@ -97,7 +98,7 @@ class ToyExaminer:
         try:
             found = self._read(adapter)
             data = await found if inspect.isawaitable(found) else found
-        except KeyError:
+        except AgoraError:
             raise ExaminerError(f"adapter {adapter.hex()[:8]} is not among this device's blobs") from None
         return parse(data)
 

@@ -65,7 +65,7 @@ class ToyTrainer:
 
     Args:
         data: a data set of this device by its digest; `KeyError` for none.
-        read_blob: the whole of a blob of this device; `KeyError` for none.
+        read_blob: the whole of a blob of this device; `AgoraError` for none.
         rng: of this member's unevenness.
         codec: `federation.codec`.
         seed_state: `federation.lora.seed_state`.
@@ -148,16 +148,22 @@ class ToyTrainer:
         except KeyError:
             raise TrainerError(f"no data set {digest.hex()[:8]} on this device") from None
 
+    async def _read(self, state: Digest) -> bytes:
+        try:
+            return await self._read_blob(state)
+        except AgoraError:
+            raise TrainerError(f"no state {state.hex()[:8]} on this device") from None
+
     async def _starting_state(self, task: Fit) -> State:
         """Return the state that the coordinator's change leads to."""
         seed = self._seed_state(task.recipe, toy_shapes(task.recipe, self._domains))
         try:
             since = seed
             if task.since is not None:
-                since = self._codec.state_from(await self._read_blob(task.since))
+                since = self._codec.state_from(await self._read(task.since))
             state = self._codec.apply(since, task.payload)
-        except KeyError:
-            raise TrainerError(f"no state {(task.since or b'').hex()[:8]} on this device") from None
+        except TrainerError:
+            raise
         except AgoraError as error:
             raise BadPayload(str(error)) from error
         shapes = {name: array.shape for name, array in state.items()}

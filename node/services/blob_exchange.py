@@ -176,14 +176,14 @@ class BlobExchange:
         try:
             at, size = wanted.offset, self._blobs.size(digest)
             await self._blobs.read(digest, 0, 0)  # a file that rotted is found out before it is promised
-        except KeyError:
+        except BlobNotFound:
             await self._wire.send(stream, Refusal(reason="unknown", detail="it is not here"))
             return
         await self._wire.send(stream, BlobComing(size_bytes=size))
         while at < size:
             try:
                 chunk = await self._blobs.read(digest, at, BLOB_CHUNK_BYTES_MAX)
-            except KeyError:  # dropped meanwhile: the other end asks somebody else
+            except BlobNotFound:  # dropped meanwhile: the other end asks somebody else
                 stream.abort()
                 return
             await stream.send(

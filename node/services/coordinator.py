@@ -34,7 +34,7 @@ from node.services.settlement import Settlement
 from node.wire import Wire
 from protocol import limits
 from protocol.envelope import Sealed, open_sealed
-from protocol.errors import MeshError, NotAuthorised
+from protocol.errors import AgoraError, MeshError, NotAuthorised
 from protocol.identity import PeerId
 from protocol.mesh import Mesh, PeerEvent, Stream
 from protocol.messages import (
@@ -60,6 +60,7 @@ GOSSIP_SLACK_S = (
     30.0  # an announcement lives this much longer than its window: clocks differ, gossip takes time
 )
 RUNS_AT_ONCE = 4
+KEEP_AGAIN_S = 60.0  # a full disk is tried again: until a run's end is on it, a restart takes the run up
 GATHER_S = 20.0  # after a restart: for a run's members to find this device again, or it them
 
 
@@ -148,6 +149,8 @@ class Coordinator:
             for file in self._tools.book.files():
                 if file.state not in ENDED:
                     nursery.start_soon(self._go_on, file)
+                elif file.since or file.payload:  # a crash came before they were dropped
+                    nursery.start_soon(self._let_go, file, frozenset())
             await trio.sleep_forever()
 
     def is_of_a_run(self, award_id: bytes) -> bool:
@@ -175,6 +178,7 @@ class Coordinator:
             run=announcement.message.run,
             outlook=self._outlook(announcement.message),
             announcement=announcement.raw,
+            since=b"" if announcement.message.start == NO_HASH else announcement.message.start,
             started_at=self._tools.clock.utc_ms() / 1000,
         )
         await self._tools.book.keep(file)
@@ -313,7 +317,11 @@ class Coordinator:
     async def _try_once(self, file: RunFile, announcement: Sealed[RunAnnouncement]) -> bool:
         """Announce, and drive the run to its end; whether anybody else has answered."""
         machine = TrainingRun(announcement, now=self._tools.clock.now())
-        driver = await self._driver(file, announcement, machine)
+        try:
+            driver = await self._driver(file, announcement, machine)
+        except AgoraError as error:
+            await self._abandon(file, str(error))
+            return True
         self._tools.journal.write("run_announced", run=file.run, data=announcement.message.data)
         try:
             await self._mesh.publish(RUNS, announcement.raw)
@@ -332,6 +340,11 @@ class Coordinator:
         machine: TrainingRun,
         actions: Sequence[Action] = (),
     ) -> RunDriver:
+        """Make a run's driver.
+
+        Raises:
+            AgoraError: its base is not here any more, or cannot be read.
+        """
         numbers = await self._tools.compute(lambda: self._numbers(announcement.message))
         driver = RunDriver(self._tools, file, announcement, machine, numbers, actions)
         self._drivers[file.run] = driver
@@ -344,6 +357,17 @@ class Coordinator:
             self._drivers.pop(driver.run_id, None)
         assert self._nursery is not None, "run() holds it"
         self._nursery.start_soon(self._release, driver.file)
+        self._nursery.start_soon(self._let_go, driver.file, frozenset(driver.put))
+
+    async def _abandon(self, file: RunFile, reason: str) -> None:
+        """End a run that nothing drives."""
+        file.state, file.reason = "aborted", reason
+        file.finished_at = self._tools.clock.utc_ms() / 1000
+        await self._tools.book.keep_soon(file)
+        self._tools.journal.write("run_aborted", run=file.run, reason=reason)
+        assert self._nursery is not None, "run() holds it"
+        self._nursery.start_soon(self._release, file)
+        self._nursery.start_soon(self._let_go, file, frozenset())
 
     async def _release(self, file: RunFile) -> None:
         """Give the holds back, at once where every round is paid, else when no member comes for its receipt any more."""
@@ -356,17 +380,25 @@ class Coordinator:
                 ledger.void(open_sealed(seat.award, mesh=self._wire.mesh_id).id)
         for work in bought:
             self._settlement.rounds.pop(work.job_id, None)
-        for digest in {file.since, file.payload} - {b"", NO_HASH, file.next}:
-            await self._tools.blobs.drop(Digest(digest))  # a child run begins from the newest state alone
+
+    async def _let_go(self, file: RunFile, put: frozenset[bytes]) -> None:
+        """Drop what an ended run has put, but for its newest state, as soon as a record of its end is on disk.
+
+        Until then the one on disk may be of a run under way: after a crash it goes on from the blobs that it names.
+        """
+        spare = put | {file.since, file.payload}
+        while file.state in ENDED:  # one that nobody answered is announced once more
+            file.since = file.payload = b""
+            if await self._tools.book.keep_soon(file):
+                await self._tools.named.drop(spare)
+                return
+            await trio.sleep(KEEP_AGAIN_S)
 
     async def _go_on(self, file: RunFile) -> None:
         """Take a run up again that a crash has broken off, and drive it to its end."""
         announcement = self._participant.open_announcement(file.announcement)
         if not file.next or self._adapters is None:
-            file.state, file.reason = "aborted", "this device was restarted before the run had begun"
-            file.finished_at = self._tools.clock.utc_ms() / 1000
-            await self._tools.book.keep_soon(file)
-            self._tools.journal.write("run_aborted", run=file.run, reason=file.reason)
+            await self._abandon(file, "this device was restarted before the run had begun")
             return
         cohort = [PeerId(peer) for peer, seat in file.seats.items() if not seat.out]
         self._remember_unpaid(file, announcement.message.recipe)
@@ -380,7 +412,11 @@ class Coordinator:
                 *actions,
                 *machine.handle_message(announcement.sender, Pause(), self._tools.clock.now()),
             ]
-        driver = await self._driver(file, announcement, machine, actions)
+        try:
+            driver = await self._driver(file, announcement, machine, actions)
+        except AgoraError as error:
+            await self._abandon(file, f"it cannot go on: {error}")
+            return
         self._tools.journal.write("run_resumed", run=file.run, round=file.done + 1)
         await self._drive(driver)
 

@@ -17,6 +17,7 @@ from node.blobs import BlobNotFound, Blobs
 from node.data_sets import DataSet, DataSets
 from node.enlisted import EnlistedBook, EnlistedRun, Result
 from node.journal import Journal
+from node.named_blobs import NamedBlobs
 from node.privacy_book import PrivacyBook
 from node.services.blob_exchange import BlobExchange
 from protocol.errors import AgoraError
@@ -62,6 +63,7 @@ class Fitting:
         data: DataSets,
         privacy: PrivacyBook,
         blobs: Blobs,
+        named: NamedBlobs,
         exchange: BlobExchange,
         book: EnlistedBook,
         journal: Journal,
@@ -70,6 +72,7 @@ class Fitting:
         self._data = data
         self._privacy = privacy
         self._blobs = blobs
+        self._named = named
         self._exchange = exchange
         self._book = book
         self._journal = journal
@@ -169,9 +172,10 @@ class Fitting:
         await self._blobs.put(state)
         known.newest = result
         await self._book.keep(known)
-        # beside its own coordinator the same blobs are the checkpoint, which is not ours to drop
-        if known.award and older not in (NO_HASH, result.state):
-            await self._blobs.drop(Digest(older))
+        if (
+            known.award
+        ):  # beside its own coordinator the same blobs are the checkpoint, which is not ours to drop
+            await self._named.drop([older])
 
     def data_set(self, known: EnlistedRun, name: str) -> DataSet:
         """Return the data set that was agreed to.

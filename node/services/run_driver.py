@@ -20,6 +20,7 @@ from federation.run_events import (
     Aggregate,
     Aggregated,
     Ask,
+    Cancel,
     Dismiss,
     Finish,
     Incoming,
@@ -38,6 +39,7 @@ from node.blobs import Blobs
 from node.clock import Clock
 from node.journal import Journal
 from node.logbook import Logbook
+from node.named_blobs import NamedBlobs
 from node.run_outlook import outlook
 from node.runs import Bought, RoundView, RunBook, RunFile, Seat
 from node.services.cohort_link import CohortLink, Traffic, Wanted
@@ -58,7 +60,7 @@ from runtime.engine import Digest
 from runtime.examiner import DomainResult
 
 if TYPE_CHECKING:  # it brings numpy and Flower, which come with the first run
-    from node.run_numbers import RunNumbers
+    from node.run_numbers import Made, RunNumbers
 
 T = TypeVar("T")
 
@@ -78,6 +80,7 @@ class RunTools:
     clock: Clock
     logbook: Logbook
     blobs: Blobs
+    named: NamedBlobs
     compute: Compute
     book: RunBook
     patch: RunPatch
@@ -100,7 +103,11 @@ class _Member:
 
 
 class RunDriver:
-    """Drives one run to its end."""
+    """Drives one run to its end.
+
+    Attributes:
+        put: blobs that it has put, or was begun from, and not dropped yet; those that it needs are among them.
+    """
 
     def __init__(
         self,
@@ -115,6 +122,7 @@ class RunDriver:
         self.machine = machine
         self.announcement = announcement
         self.round_under_way = 0
+        self.put: set[bytes] = set()
         self._tools = tools
         self._numbers = numbers
         self._computing = trio.Lock()  # the numbers are one state: one thread at a time
@@ -229,10 +237,27 @@ class RunDriver:
                 if (member := self._members.get(PeerId(peer))) is not None:
                     member.rounds += 1
                     member.epsilon_milli = view.epsilon_milli.get(peer, member.epsilon_milli)
-        if self.file.next:
-            self._payload = await self._tools.blobs.read(Digest(self.file.payload))
-            state = await self._tools.blobs.read(Digest(self.file.next))
-            await self._compute(lambda: self._numbers.go_on(state))
+        if self.file.next and not self.machine.is_over:
+            try:
+                await self._take_up()
+            except AgoraError as error:
+                self._first = self._give_up(f"its checkpoint cannot be gone on from: {error}")
+
+    async def _take_up(self) -> None:
+        """Go on from the checkpoint.
+
+        Raises:
+            AgoraError: it is not here any more, was damaged, or is no state.
+        """
+        payload = await self._tools.blobs.read(Digest(self.file.payload))
+        state = await self._tools.blobs.read(Digest(self.file.next))
+        await self._compute(lambda: self._numbers.go_on(state))
+        self._payload = payload
+
+    def _give_up(self, reason: str) -> list[Action]:
+        """Nobody outside is at fault: the run ends as if its owner had ended it, and the daemon goes on."""
+        coordinator = self.announcement.sender
+        return self.machine.handle_message(coordinator, Cancel(reason), self._tools.clock.now())
 
     @property
     def _mesh_id(self) -> bytes:
@@ -318,7 +343,12 @@ class RunDriver:
     # --- a round ----------------------------------------------------------------------------------------------------
     async def _ask(self, number: int, peers: tuple[PeerId, ...], left_s: float) -> None:
         if not self.file.next:
-            await self._begin()
+            try:
+                await self._begin()
+            except AgoraError as error:
+                for action in self._give_up(f"it could not begin: {error}"):
+                    await self._perform(action)
+                return
         if number != self.round_under_way:
             self.round_under_way = number
             self._round_began_s = self._tools.clock.now()
@@ -341,16 +371,36 @@ class RunDriver:
                 self._rounds.start_soon(self._ask_member, peer, member, wanted)
 
     async def _begin(self) -> None:
-        """The first state: the seed's, or the checkpoint's that this run goes on from."""
-        start = self._announced.start
+        """The first state: the seed's, or the checkpoint's that this run goes on from.
+
+        Raises:
+            AgoraError: there is no such checkpoint here, or this one cannot be kept.
+        """
+        start, file = self._announced.start, self.file
         start_bytes = None if start == NO_HASH else await self._tools.blobs.read(Digest(start))
         began = await self._compute(lambda: self._numbers.begin(start_bytes))
+        state, payload = await self._put(began)
+        file.since, file.next, file.payload = start, state, payload
+        try:
+            await self._tools.book.keep(file)
+        except AgoraError:
+            file.next = file.payload = b""  # it has none
+            raise
         self._payload = began.payload
-        self.file.next = await self._tools.blobs.put(began.state)
-        self.file.payload = await self._tools.blobs.put(began.payload)
-        self.file.since = start
-        await self._tools.book.keep_soon(self.file)
         self._nursery.start_soon(self._examine_before)
+
+    async def _put(self, made: "Made") -> tuple[Digest, Digest]:
+        """Keep a state and the change that leads to it.
+
+        Raises:
+            AgoraError: the disk is full.
+        """
+        digests = []
+        for data in (made.state, made.payload):
+            digests.append(await self._tools.blobs.put(data))
+            self.put.add(digests[-1])
+        state, payload = digests
+        return state, payload
 
     async def _ask_member(self, peer: PeerId, member: _Member, wanted: Wanted) -> None:
         async def take(task: Sealed[RoundTask], update: Sealed[RoundUpdate], payload: bytes) -> str:
@@ -381,26 +431,15 @@ class RunDriver:
         number = action.round
         try:
             made = await self._compute(lambda: self._numbers.aggregate(number, action.fresh, action.stale))
-            state = await self._tools.blobs.put(made.state)
-            payload = await self._tools.blobs.put(made.payload)
+            state, payload = await self._put(made)
             view = self._round_view(action)
-            old = {self.file.since, self.file.payload} - {
-                state,
-                payload,
-                self.file.next,
-                self._announced.start,
-            }
-            file = self.file
-            file.unpaid = self._tools.unpaid(self.run_id)
-            file.strategy, file.is_protected = made.strategy, made.is_protected
-            file.since, file.next, file.payload, file.done = file.next, state, payload, number
-            await self._tools.book.keep(file, view)
+            await self._check_point(made, state, payload, view)
         except (AgoraError, ValueError) as error:
             await self._report(self.announcement.sender, NotAggregated(number, str(error)))
             return
         self._payload = made.payload
-        for digest in old - {b"", NO_HASH}:
-            await self._tools.blobs.drop(Digest(digest))
+        await self._tools.named.drop(self.put)
+        self.put = {self.file.since, self.file.next, self.file.payload}
         self._steps = {key: steps for key, steps in self._steps.items() if key[1] >= number}
         for peer in (*action.fresh, *action.stale):
             if (member := self._members.get(peer)) is not None:
@@ -418,6 +457,31 @@ class RunDriver:
         self._exam = trio.Event()
         self._nursery.start_soon(self._examine_after, made.state, view)
         await self._send.send((self.announcement.sender, Aggregated(number)))
+
+    async def _check_point(self, made: "Made", state: Digest, payload: Digest, view: RoundView) -> None:
+        """Have on disk what the next round is trained from; what cannot be kept has not been.
+
+        Raises:
+            AgoraError: the disk is full.
+        """
+        file = self.file
+        self.put |= {file.since, file.payload}
+        after: dict[str, object] = {
+            "unpaid": self._tools.unpaid(self.run_id),
+            "strategy": made.strategy,
+            "is_protected": made.is_protected,
+            "since": file.next,
+            "next": state,
+            "payload": payload,
+            "done": view.round,
+        }
+        before = {name: getattr(file, name) for name in after}
+        _set(file, after)
+        try:
+            await self._tools.book.keep(file, view)
+        except AgoraError:
+            _set(file, before)
+            raise
 
     def _round_view(self, action: Aggregate) -> RoundView:
         members = [*action.fresh, *action.stale]
@@ -508,6 +572,11 @@ class RunDriver:
         await self._tools.book.keep_soon(file)
         event = "run_finished" if state == "finished" else "run_aborted"
         self._tools.journal.write(event, run=self.run_id, reason=reason)
+
+
+def _set(file: RunFile, fields: dict[str, object]) -> None:
+    for name, value in fields.items():
+        setattr(file, name, value)
 
 
 class NotAffordable(AgoraError):

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from node.gguf_adapters import UnusableBase
 from protocol.messages import Recipe
 from runtime.engine import Digest
 from runtime.toy_examiner import ToyExaminer
@@ -46,13 +47,19 @@ class ToyAdapters:
 
     Args:
         state_from: `federation.codec`'s.
+        holds: whether this device has a base.
     """
 
-    def __init__(self, state_from: Callable[[bytes], dict[str, Any]]) -> None:
+    def __init__(
+        self, state_from: Callable[[bytes], dict[str, Any]], *, holds: Callable[[Digest], bool]
+    ) -> None:
         self._state_from = state_from
+        self._holds = holds
 
-    def shapes(self, base: Digest, recipe: Recipe) -> "Shapes":  # noqa: ARG002  one toy fits all
+    def shapes(self, base: Digest, recipe: Recipe) -> "Shapes":
         """See `AdapterMaker.shapes`."""
+        if not self._holds(base):
+            raise UnusableBase(f"no model {base.hex()[:8]} here, expected the line's base")
         return toy_shapes(recipe)
 
     def export(self, state: bytes, recipe: Recipe, base: Digest) -> bytes:  # noqa: ARG002
@@ -88,7 +95,8 @@ class LearningKit:
 
     def adapters(self) -> ToyAdapters:
         """Return what makes adapters of a run's states."""
-        return ToyAdapters(self._codec.state_from)
+        daemon = self._daemon
+        return ToyAdapters(self._codec.state_from, holds=lambda base: base in daemon.engine.models)
 
     def _data(self, digest: Digest) -> ToyData:
         known = {each.digest: each for each in self._daemon.data.sets()}

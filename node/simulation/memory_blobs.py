@@ -8,6 +8,7 @@ from pathlib import Path
 
 import trio
 
+from node.blobs import not_here
 from node.store import StoreFull
 from runtime.engine import Digest
 
@@ -28,9 +29,13 @@ class MemoryBlobs:
         """See `Blobs.has`."""
         return digest in self._blobs
 
+    def digests(self) -> tuple[Digest, ...]:
+        """Every blob that is here; for whoever looks at the disk from outside."""
+        return tuple(self._blobs)
+
     def size(self, digest: Digest) -> int:
         """See `Blobs.size`."""
-        return len(self._blobs[digest])
+        return len(self._here(digest))
 
     def path(self, digest: Digest) -> Path:
         """See `Blobs.path`: where it would be; only fakes, which open no file, are given it."""
@@ -39,7 +44,7 @@ class MemoryBlobs:
     async def read(self, digest: Digest, offset: int = 0, size: int | None = None) -> bytes:
         """See `Blobs.read`."""
         await trio.lowlevel.checkpoint()
-        return self._blobs[digest][offset : None if size is None else offset + size]
+        return self._here(digest)[offset : None if size is None else offset + size]
 
     async def put(self, data: bytes) -> Digest:
         """See `Blobs.put`."""
@@ -65,15 +70,15 @@ class MemoryBlobs:
         """See `Blobs.append`."""
         await trio.lowlevel.checkpoint()
         self._make_room(len(data))
-        self._fetched[digest][offset:] = data
+        self._fetched.setdefault(digest, bytearray())[offset:] = data
 
     async def finish(self, digest: Digest) -> bool:
         """See `Blobs.finish`."""
         await trio.lowlevel.checkpoint()
-        data = bytes(self._fetched.pop(digest))
-        if hashlib.sha256(data).digest() != digest:
+        data = self._fetched.pop(digest, None)
+        if data is None or hashlib.sha256(data).digest() != digest:
             return False
-        self._blobs[digest] = data
+        self._blobs[digest] = bytes(data)
         return True
 
     async def drop(self, digest: Digest) -> None:
@@ -81,6 +86,11 @@ class MemoryBlobs:
         await trio.lowlevel.checkpoint()
         self._blobs.pop(digest, None)
         self._fetched.pop(digest, None)
+
+    def _here(self, digest: Digest) -> bytes:
+        if digest not in self._blobs:
+            raise not_here(digest)
+        return self._blobs[digest]
 
     def _make_room(self, size: int) -> None:
         held = sum(map(len, self._blobs.values())) + sum(map(len, self._fetched.values()))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from node.blob_directory import DirectoryBlobs
-from node.blobs import Blobs
+from node.blobs import BlobNotFound, Blobs
 from node.simulation.memory_blobs import MemoryBlobs
 from node.store import StoreFull
 from runtime.engine import Digest
@@ -93,15 +93,32 @@ async def test_putting_it_twice_changes_nothing(place: Place) -> None:
     assert await blobs.read(digest_of(BLOB)) == BLOB
 
 
-async def test_what_is_not_here_is_a_key_error(place: Place) -> None:
+async def test_what_is_not_here_is_said_in_one_line(place: Place) -> None:
+    """It is no bug of the caller's: a disk loses files, and whoever reads one tells its user so."""
     blobs = place.open()
     absent = digest_of(b"absent")
+    line = f"^blob {absent.hex()[:12]} is not on this device$"
 
     assert not blobs.has(absent)
-    with pytest.raises(KeyError):
+    with pytest.raises(BlobNotFound, match=line):
         blobs.size(absent)
-    with pytest.raises(KeyError):
+    with pytest.raises(BlobNotFound, match=line):
         await blobs.read(absent)
+
+
+async def test_what_is_dropped_while_it_is_fetched_is_no_blob(place: Place) -> None:
+    blobs = place.open()
+    digest = digest_of(BLOB)
+    await blobs.begin(digest, len(BLOB))
+    await blobs.append(digest, 0, BLOB[:5_000])
+
+    await blobs.drop(digest)
+    assert not await blobs.finish(digest)
+    await blobs.append(digest, 5_000, BLOB[5_000:])
+    assert not await blobs.finish(digest)
+
+    assert not blobs.has(digest)
+    assert await fetched(blobs, digest, BLOB)
 
 
 @pytest.mark.parametrize("data", [BLOB, b"", b"x"])

@@ -15,6 +15,7 @@ import trio
 from federation import codec, lora
 from federation.defaults import DEFAULT_RECIPE
 from federation.lora import State
+from node.blobs import not_here
 from protocol.limits import PROGRESS_INTERVAL_S
 from runtime.engine import Digest
 from runtime.gguf_header import read_layout
@@ -104,6 +105,8 @@ def toy_place() -> Workplace:
 
     async def read(digest: Digest) -> bytes:
         await trio.lowlevel.checkpoint()
+        if digest not in blobs:
+            raise not_here(digest)
         return blobs[digest]
 
     trainer = ToyTrainer(

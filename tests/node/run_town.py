@@ -41,6 +41,16 @@ def options(**changes: Any) -> TrainOptions:
     return TrainOptions(**{**fields, **changes})
 
 
+async def in_round(world: World, coordinator: Daemon, run: str, number: int) -> None:
+    """Wait until members are at work on a round."""
+    await world.until(
+        lambda: (
+            (view := coordinator.node.training_run(run)).round == number - 1 and any(view.progress.values())
+        ),
+        120,
+    )
+
+
 async def finish(world: World, coordinator: Daemon, run: str, *, within_s: float = 600.0) -> RunView:
     """Wait until a run has ended and everybody has heard of it."""
     await world.until(lambda: coordinator.node.training_run(run).state in ENDED, within_s)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from node.blob_directory import PART_AGE_S_MAX, PARTS_MAX, DirectoryBlobs
-from node.blobs import NoBlobs
+from node.blobs import BlobNotFound, NoBlobs
 from node.store import StoreFull
 from runtime.engine import Digest
 
@@ -46,7 +46,7 @@ async def test_a_file_that_rotted_is_not_served_under_its_old_name(tmp_path: Pat
     blobs = DirectoryBlobs(tmp_path)
 
     assert blobs.has(DIGEST)
-    with pytest.raises(KeyError):
+    with pytest.raises(BlobNotFound, match=f"^blob {DIGEST.hex()[:12]} was damaged on this device's disk"):
         await blobs.read(DIGEST, 10, 5)
     assert not blobs.has(DIGEST)
     assert not path.exists()
@@ -57,7 +57,7 @@ async def test_a_file_that_somebody_deleted_is_not_here_any_more(tmp_path: Path)
     await blobs.put(BLOB)
     blobs.path(DIGEST).unlink()
 
-    with pytest.raises(KeyError):
+    with pytest.raises(BlobNotFound):
         await blobs.read(DIGEST)
     assert not blobs.has(DIGEST)
 
@@ -129,7 +129,7 @@ async def test_a_node_without_a_place_for_blobs_has_none_and_takes_none() -> Non
         await blobs.put(BLOB)
     with pytest.raises(StoreFull):
         await blobs.begin(DIGEST, 1)
-    with pytest.raises(KeyError):
+    with pytest.raises(BlobNotFound):
         await blobs.read(DIGEST)
     assert not blobs.has(DIGEST)
     assert not await blobs.finish(DIGEST)

@@ -11,6 +11,7 @@ from tests.node.run_town import (
     STEP_MICRO,
     STEPS,
     finish,
+    in_round,
     options,
     settle_town,
     spends,
@@ -23,16 +24,6 @@ COST_MICRO = ROUNDS * STEPS * STEP_MICRO  # of one member
 
 async def start(world: World, coordinator: Daemon | None = None, **changes: object) -> str:
     return (await (coordinator or world.founder).node.train(options(**changes))).run_id
-
-
-async def in_round(world: World, coordinator: Daemon, run: str, number: int) -> None:
-    """Wait until members are at work on a round."""
-    await world.until(
-        lambda: (
-            (view := coordinator.node.training_run(run)).round == number - 1 and any(view.progress.values())
-        ),
-        120,
-    )
 
 
 # --- the journey ------------------------------------------------------------------------------------------------------

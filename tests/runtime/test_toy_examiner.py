@@ -7,6 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from node.blobs import not_here
 from runtime.engine import Digest
 from runtime.examiner import BadAdapter, DomainResult, ExaminerError, Question
 from runtime.toy_examiner import ToyExaminer
@@ -32,11 +33,13 @@ class Shelf:
         return digest
 
     def read(self, digest: Digest) -> bytes:
+        if digest not in self._blobs:
+            raise not_here(digest)
         return self._blobs[digest]
 
     async def read_slowly(self, digest: Digest) -> bytes:
         await trio.lowlevel.checkpoint()
-        return self._blobs[digest]
+        return self.read(digest)
 
 
 def right(results: tuple[DomainResult, ...]) -> dict[str, int]:

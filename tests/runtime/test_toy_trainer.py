@@ -9,6 +9,7 @@ import trio
 from federation import codec, lora
 from federation.defaults import DEFAULT_RECIPE
 from federation.lora import State
+from node.blobs import not_here
 from runtime.engine import Digest
 from runtime.toy_trainer import ToyData, ToyTrainer, toy_adapter, toy_shapes, toy_skills
 from runtime.trainer import Fit, Fitted
@@ -17,7 +18,7 @@ ZERO = Digest(bytes(32))
 
 
 async def no_blob(digest: Digest) -> bytes:
-    raise KeyError(digest)
+    raise not_here(digest)
 
 
 async def learn(name: str, seed: int = 1, waits: list[float] | None = None) -> State:

@@ -131,7 +131,7 @@ RUN_BUGS: Final = (
         stories.coordinator_gone_early,
         ("every_run_ends",),
         fault(
-            "node.services.coordinator:Coordinator._go_on",
+            "node.services.coordinator:Coordinator._abandon",
             ('file.state, file.reason = "aborted",', "file.reason ="),
         ),
     ),
