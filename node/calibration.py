@@ -3,21 +3,26 @@
 The same answers are made in every way in which a seller may make them, and read in every way in which a checker may:
 
     made    one at a time │ together with others │ from the middle on, with the first half received
-    read    one at a time │ together with others │ again, with the beginning in the cache
+    read    one at a time │ together with others, with the beginning in the cache
 
 The gaps of honest answers are one measure. They are nearly all zero, since engines rarely disagree on the likeliest token.
 So a second measure uses places where the claimed token is close to the likeliest: there two readings of one gap show at
 every token by how much they differ. The larger of the two counts.
+
+Contrasts show at every token anyway. What counts is the answer that drifts most, of all answers made and read in all ways.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from random import Random
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
+from marketplace.verification import Reading, drift
 from node.tolerances import Calibration
 from runtime.engine import ChatMessage, Digest, Engine, Generation, Tokens
 
@@ -44,6 +49,20 @@ QUESTIONS: Final = (
     "Continue: the train had already left when",
 )
 Say = Callable[[str], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer as its buyer has it.
+
+    Attributes:
+        ids: of all its tokens.
+        stated: the contrasts of those that its last seller wrote.
+    """
+
+    ids: tuple[int, ...]
+    stated: tuple[int, ...]
 
 
 async def calibrate(
@@ -61,87 +80,97 @@ async def calibrate(
         EngineError: the engine cannot.
     """
     prompts = [(ChatMessage("user", question),) for question in QUESTIONS]
+    slots = max(1, engine.status(model).slots)
     say("writing, one answer at a time")
     alone = [await _write(engine, model, prompt) for prompt in prompts]
     say("writing, all answers together")
-    together = await _at_once(engine, model, [(_write, (prompt,)) for prompt in prompts])
+    together = await _at_once(slots, [partial(_write, engine, model, prompt) for prompt in prompts])
     say("writing from the middle on")
     resumed = [
-        await _write(engine, model, prompt, answer[: len(answer) // 2])
+        await _write(engine, model, prompt, answer.ids[: len(answer.ids) // 2])
         for prompt, answer in zip(prompts, alone, strict=True)
     ]
     say("reading the answers")
-    honest: list[int] = []
-    for answers in (alone, together, resumed):
-        for prompt, answer in zip(prompts, answers, strict=True):
-            honest += await _read(engine, model, prompt, answer)
-    say("reading strange answers in two ways")
-    strange = _swapped(alone)
-    first = [
-        await _read(engine, model, prompt, answer) for prompt, answer in zip(prompts, strange, strict=True)
-    ]
-    again = [
-        await _read(engine, model, prompt, answer) for prompt, answer in zip(prompts, strange, strict=True)
-    ]
-    crowded = await _at_once(
-        engine, model, [(_read, (prompt, answer)) for prompt, answer in zip(prompts, strange, strict=True)]
+    made = [*zip(prompts * 3, (*alone, *together, *resumed), strict=True)]
+    honest = [await _read(engine, model, prompt, answer.ids) for prompt, answer in made]
+    beside = await _at_once(
+        slots, [partial(_read, engine, model, prompt, answer.ids) for prompt, answer in made]
     )
+    say("reading strange answers in two ways")
+    strange = [*zip(prompts, _swapped([answer.ids for answer in alone]), strict=True)]
+    first = [await _read(engine, model, prompt, ids) for prompt, ids in strange]
+    again = [await _read(engine, model, prompt, ids) for prompt, ids in strange]
+    crowded = await _at_once(slots, [partial(_read, engine, model, prompt, ids) for prompt, ids in strange])
+    gaps = [gap for reading in honest for gap in reading.gaps_milli]
     apart = [
         abs(one - other)
         for others in (again, crowded)
-        for one, other in zip(chain.from_iterable(first), chain.from_iterable(others), strict=True)
+        for reading, another in zip(first, others, strict=True)
+        for one, other in zip(reading.gaps_milli, another.gaps_milli, strict=True)
         if min(one, other) <= NEAR_MILLI
     ]
+    drifts = [
+        drift(answer.stated, reading.last(len(answer.stated)).contrasts_milli)
+        for readings in (honest, beside)
+        for (_, answer), reading in zip(made, readings, strict=True)
+    ]
+    drifts += [
+        drift(reading.contrasts_milli, another.contrasts_milli)
+        for others in (again, crowded)
+        for reading, another in zip(first, others, strict=True)
+    ]
     return Calibration(
-        tokens=len(honest) + len(apart),
-        apart_milli=max((*honest, *apart), default=0),
+        tokens=len(gaps) + len(apart),
+        apart_milli=max((*gaps, *apart), default=0),
+        drift_milli=max((each for each in drifts if each is not None), default=None),
         measured_at=now_s,
     )
 
 
 async def _write(
     engine: Engine, model: Digest, prompt: tuple[ChatMessage, ...], received: tuple[int, ...] = ()
-) -> tuple[int, ...]:
-    """Return the greedy answer's tokens, those received counted in."""
+) -> Answer:
+    """Return the greedy answer, those tokens that were received counted in."""
     wanted = Generation(model, prompt, tokens_max=TOKENS, received=received)
-    return (*received, *await _words(engine, wanted))
+    ids, stated = await _said(engine, wanted)
+    return Answer((*received, *ids), stated)
 
 
 async def _read(
     engine: Engine, model: Digest, prompt: tuple[ChatMessage, ...], claimed: tuple[int, ...]
-) -> tuple[int, ...]:
-    """Return the gap of each claimed token."""
+) -> Reading:
+    """Return what the engine says of each claimed token."""
     if not claimed:
-        return ()
+        return Reading((), ())
     wanted = Generation(model, prompt, tokens_max=len(claimed), task="check", claimed=claimed)
-    return await _words(engine, wanted)
+    return Reading(*await _said(engine, wanted))
 
 
-async def _words(engine: Engine, wanted: Generation) -> tuple[int, ...]:
-    words: list[int] = []
+async def _said(engine: Engine, wanted: Generation) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids, or the words, and the contrasts of a generation."""
+    ids: list[int] = []
+    contrasts: list[int] = []
     async with aclosing(engine.generate(wanted)) as frames:
         async for frame in frames:
             if isinstance(frame, Tokens):
-                words.extend(frame.ids)
-    return tuple(words)
+                ids.extend(frame.ids)
+                contrasts.extend(frame.contrasts)
+    return tuple(ids), tuple(contrasts)
 
 
-async def _at_once(
-    engine: Engine, model: Digest, calls: Sequence[tuple[Callable[..., object], tuple[object, ...]]]
-) -> list[tuple[int, ...]]:
-    """Make calls together, as many at a time as the engine has slots, and return their results in order."""
-    results: list[tuple[int, ...]] = [()] * len(calls)
-    limit = trio.CapacityLimiter(max(1, engine.status(model).slots))
+async def _at_once(slots: int, calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """Make calls together, so many at a time, and return their results in order."""
+    results: dict[int, T] = {}
+    limit = trio.CapacityLimiter(slots)
 
     async def make(number: int) -> None:
-        function, arguments = calls[number]
         async with limit:
-            results[number] = await function(engine, model, *arguments)  # type: ignore[misc]
+            results[number] = await calls[number]()
 
     async with trio.open_nursery() as nursery:
         for number in range(len(calls)):
             nursery.start_soon(make, number)
-    return results
+    return [results[number] for number in range(len(calls))]
 
 
 def _swapped(answers: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

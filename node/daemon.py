@@ -181,7 +181,7 @@ async def _open(
         examiner=examiner,
         adapters=GgufAdapters(models),
         compute=trio.to_thread.run_sync,
-        tolerance_milli=Tolerances(home.tolerances).milli,
+        tolerance=Tolerances(home.tolerances).of,
     )
     node = Node(ports, identity, config, await store.load())
     host.allow_relaying(node.logbook.assembly.is_member)

@@ -19,7 +19,7 @@ from marketplace.exposure import Exposure
 from marketplace.ledger import Ledger
 from marketplace.pricing import Prices
 from marketplace.reputation import Reputation
-from marketplace.verification import default_tolerance
+from marketplace.verification import Tolerance, default_tolerance
 from node.adapter_maker import AdapterMaker, Compute, at_once
 from node.blobs import Blobs, NoBlobs
 from node.charter_recovery import CharterRecovery
@@ -102,7 +102,7 @@ class Ports:
     examiner: Examiner | None = None  # None: it neither votes nor serves adapters
     adapters: AdapterMaker | None = None  # None: it coordinates none
     compute: Compute = at_once
-    tolerance_milli: Callable[[bytes], int] = default_tolerance  # see `Verifier`
+    tolerance: Callable[[bytes], Tolerance] = default_tolerance  # see `Verifier`
     blobs: Blobs = field(default_factory=NoBlobs)
     data: DataSets | None = None  # None: it keeps no private data
 
@@ -182,7 +182,7 @@ class Node:
             clock=clock,
             journal=journal,
             rng=rng,
-            tolerance_milli=ports.tolerance_milli,
+            tolerance=ports.tolerance,
             ask_others=SecondOpinion(
                 self.chat, logbook=self.logbook, directory=self.directory, clock=clock, journal=journal
             )

@@ -4,16 +4,15 @@ Each kind of seller answers the same jobs with a real engine; the answers are re
 judged by the rule and the calibrated tolerance that it uses. A seller's first 20 jobs are all checked: so the figure is the
 chance that at least one of 20, drawn from those jobs without putting any back, fails its check.
 
-Two kinds of jobs, since they are told apart very differently. *Known* ones are the questions that the model was trained to
-answer to the letter, with margins that a coarser quantisation seldom crosses: where its text is the same to the token, no
-check of the text can see it, and the buyer has got what it paid for. *Open* ones it has no answer to by heart, as other
-models have none to nearly anything that they are asked: they are made from the same files.
+Three kinds of jobs, since they are told apart very differently. *Known* ones are the questions that the model was trained to
+answer to the letter, with margins that a coarser quantisation seldom crosses: its text is mostly the same to the token, and
+only what it states of its tokens shows it. *Open* ones it has no answer to by heart, as other models have none to nearly
+anything that they are asked: they are made from the same files. *Drawn* ones are of both, answered by chance.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
 from pathlib import Path
 from random import Random
@@ -22,19 +21,19 @@ from typing import TYPE_CHECKING, Final
 import gguf
 import trio
 
-from marketplace.verification import NEWCOMERS_JOBS, Verdict, judge
+from marketplace.verification import NEWCOMERS_JOBS, Reading, Tolerance, Verdict, judge
 from node import calibration
 from node.bench import cheats
+from node.bench.check_jobs import TOKENS, Question, known_questions, open_questions
 from node.bench.figure import Figure, Target, at_least, at_most
-from node.local_mesh.tiny_line import NEW_DOMAIN, TINY_DIRECTORY, domains
-from runtime.engine import ChatMessage, Digest, Generation, Tokens
+from node.calibration import Answer
+from runtime.engine import Digest, Generation, Tokens
 from runtime.llama.backend import LlamaEngine
 from runtime.model_store import ModelStore
 
 if TYPE_CHECKING:
     from node.bench.figures import Bench
 
-TOKENS: Final = 64
 SLOTS: Final = 8
 CONTEXT_TOKENS: Final = 1_024
 EDITED: Final = 0.05  # of the tokens
@@ -45,36 +44,8 @@ CAUGHT: Final = at_least(0.99)
 ACCUSED: Final = at_most(0.001)
 
 
-@dataclass(frozen=True)
-class Question:
-    """A greedy job: a chat of one question, or a raw text to go on from."""
-
-    text: str
-    is_raw: bool = False
-
-    def generation(
-        self,
-        model: Digest,
-        *,
-        adapter: Digest | None = None,
-        received: tuple[int, ...] = (),
-        claimed: tuple[int, ...] = (),
-    ) -> Generation:
-        """The request that answers it, or checks an answer."""
-        task = "completion" if self.is_raw else "chat"
-        return Generation(
-            model,
-            () if self.is_raw else (ChatMessage("user", self.text),),
-            tokens_max=len(claimed) or TOKENS,
-            received=received,
-            adapter=adapter,
-            task="check" if claimed else task,  # type: ignore[arg-type]
-            inputs=(self.text,) if self.is_raw else (),
-            claimed=claimed,
-        )
-
-
-Answers = list[tuple[int, ...]]
+Answers = list[Answer]
+Said = tuple[tuple[int, ...], tuple[int, ...]]  # tokens, or words; and their contrasts
 
 
 def chapter(bench: "Bench") -> Iterator[Figure]:
@@ -88,8 +59,8 @@ def chapter(bench: "Bench") -> Iterator[Figure]:
 
 async def _measure(bench: "Bench", directory: Path, figures: list[Figure]) -> None:
     rng = Random(0)  # noqa: S311  # the same jobs each time
-    known, new = _known(rng, bench.sizes.check_jobs)
-    opened = _open(rng, bench.sizes.check_jobs)
+    known, new = known_questions(rng, bench.sizes.check_jobs)
+    opened = open_questions(rng, bench.sizes.check_jobs)
     precise = bench.tiny.with_name("tiny-f16.gguf")
     kinds = gguf.GGMLQuantizationType
     store = ModelStore(directory / "models")
@@ -121,15 +92,14 @@ async def _measure(bench: "Bench", directory: Path, figures: list[Figure]) -> No
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
         bench.say("verification: calibrating")
-        tolerance = (await calibration.calibrate(engine, paid, now_s=0.0)).tolerance_milli
+        tolerance = (await calibration.calibrate(engine, paid, now_s=0.0)).tolerance
         seller = _Sellers(engine, paid, tolerance, bench.say)
-        honest = await _honest(seller, figures, known + opened)
-        await _cheating(
-            seller,
-            figures,
-            {"open": (opened, honest[len(known) :]), "known": (known, honest[: len(known)])},
-            others,
-        )
+        by_chance = [
+            replace(question, seed=seed) for seed, question in enumerate((*known[::2], *opened[1::2]))
+        ]
+        kinds_of_jobs = {"known": known, "open": opened, "drawn": by_chance}
+        honest = await _honest(seller, figures, kinds_of_jobs)
+        await _cheating(seller, figures, kinds_of_jobs, honest, others)
         await engine.load_adapter(paid, adapter, adapter_path)
         await _without_adapter(seller, figures, adapter, new)
         nursery.cancel_scope.cancel()
@@ -145,7 +115,7 @@ class _Sellers:
 
     engine: LlamaEngine
     paid: Digest
-    tolerance_milli: int
+    tolerance: Tolerance
     say: Callable[[str], None]
 
     async def answers(
@@ -158,84 +128,115 @@ class _Sellers:
         received: Answers | None = None,
     ) -> Answers:
         """Have all questions answered by a model, so many at a time; the first halves of `received` have come before."""
-        halves = [each[: len(each) // 2] for each in received] if received else [()] * len(questions)
+        halves = [each.ids[: len(each.ids) // 2] for each in received] if received else [()] * len(questions)
         wanted = [
             question.generation(model or self.paid, adapter=adapter, received=half)
             for question, half in zip(questions, halves, strict=True)
         ]
         rests = await _at_once(self.engine, wanted, at_once)
-        return [(*half, *rest) for half, rest in zip(halves, rests, strict=True)]
+        return [Answer((*half, *ids), stated) for half, (ids, stated) in zip(halves, rests, strict=True)]
 
     async def verdicts(
         self, questions: Sequence[Question], answers: Answers, *, adapter: Digest | None = None
     ) -> list[Verdict]:
         """Check answers as a verifier does, but several at a time: a little more rounding, and it is done sooner."""
+        # An answer that ended at once is not read: nobody is paid for it, and it passes.
+        asked = [(question, each) for question, each in zip(questions, answers, strict=True) if each.stated]
         wanted = [
-            question.generation(self.paid, adapter=adapter, claimed=answer)
-            for question, answer in zip(questions, answers, strict=True)
-            if answer
+            question.generation(self.paid, adapter=adapter, claimed=each.ids) for question, each in asked
         ]
-        gaps = await _at_once(self.engine, wanted, SLOTS)
-        none = [()] * (len(questions) - len(gaps))  # an answer that ended at once: nobody is paid for it
-        return [judge(each, self.tolerance_milli) for each in (*gaps, *none)]
+        found = await _at_once(self.engine, wanted, SLOTS)
+        none = [(Question(""), Answer((), ()))] * (len(questions) - len(asked))
+        return [
+            judge(
+                Reading(*said).last(len(each.stated)),
+                each.stated,
+                self.tolerance,
+                is_greedy=question.seed is None,
+            )
+            for (question, each), said in zip((*asked, *none), (*found, *[((), ())] * len(none)), strict=True)
+        ]
 
 
-async def _honest(seller: _Sellers, figures: list[Figure], questions: list[Question]) -> Answers:
-    """Judge honest sellers; return what one of them answers alone."""
+async def _honest(
+    seller: _Sellers, figures: list[Figure], jobs: dict[str, list[Question]]
+) -> dict[str, Answers]:
+    """Judge honest sellers; return what one of them answers alone, by the kind of job."""
     seller.say("verification: honest sellers")
+    kinds = [kind for kind, questions in jobs.items() for _ in questions]
+    questions = [question for each in jobs.values() for question in each]
     alone = await seller.answers(questions, at_once=1)
     ways = {"alone": alone, "with seven others": await seller.answers(questions)}
     ways["from the middle on"] = await seller.answers(questions, received=alone, at_once=1)
     ways["with the prompt in the cache"] = await seller.answers(questions, at_once=3)
-    found = [verdict for answers in ways.values() for verdict in await seller.verdicts(questions, answers)]
+    found: list[Verdict] = []
+    for answers in ways.values():
+        found += await seller.verdicts(questions, answers)
     seller.engine.set_threads(2)
     few = questions[::TWO_THREADS_EVERY]
     ways["with two threads"] = await seller.answers(few, at_once=SLOTS // 2)
     seller.engine.set_threads(1)
     found += await seller.verdicts(few, ways["with two threads"])
     tokens = sum(verdict.tokens for verdict in found)
-    worst = max(verdict.worst_milli for verdict in found)
+    gap = max(verdict.worst_milli for verdict in found if verdict.is_greedy)
+    drift = max(verdict.drift_milli or 0 for verdict in found)
     figures.append(
         Figure(
             "honest sellers accused over 20 jobs",
             f"share of sellers of the right model of whom at least one of {NEWCOMERS_JOBS} jobs fails its check; "
-            f"{len(questions)} jobs, known and open, each answered {', '.join(ways)}",
+            f"{len(questions)} jobs, {', '.join(jobs)}, each answered {', '.join(ways)}",
             "",
             [_share_caught(found)],
             target=ACCUSED,
             note=f"{sum(not verdict.is_passed for verdict in found)} of {len(found)} answers ({tokens:,} tokens) failed; the "
-            f"largest gap was {worst / 1000:.2f} logits, the tolerance {seller.tolerance_milli / 1000:.2f}",
+            f"largest gap of greedy ones was {gap / 1000:.2f} logits, the tolerance {seller.tolerance.gap_milli / 1000:.2f}; "
+            f"the largest mean drift {drift / 1000:.3f}, the tolerance {seller.tolerance.drift_milli / 1000:.3f}",
         )
     )
-    return alone
+    return {
+        kind: [each for each, its_kind in zip(alone, kinds, strict=True) if its_kind == kind] for kind in jobs
+    }
 
 
 async def _cheating(
     seller: _Sellers,
     figures: list[Figure],
-    jobs: dict[str, tuple[list[Question], Answers]],
+    jobs: dict[str, list[Question]],
+    honest: dict[str, Answers],
     others: dict[str, Digest],
 ) -> None:
-    """Judge sellers of other models and of edited answers; `jobs` are questions with their honest answers, by kind."""
+    """Judge sellers of other models and of edited answers; `jobs` and their honest answers are by kind."""
     targets: dict[str, Target | None] = dict.fromkeys(others, CAUGHT)
     # Closer to the model that is paid for than its users could tell: reported, and not promised.
     targets["5 bits (Q5_0)"] = targets["float16"] = None
     for name, model in others.items():
         seller.say(f"verification: {name}")
-        by_kind = {}
-        for kind, (questions, honest) in jobs.items():
-            answers = await seller.answers(questions, model)
-            same = sum(one == other for one, other in zip(answers, honest, strict=True))
-            by_kind[kind] = await seller.verdicts(questions, answers), same
-        figures.append(_caught(name, "served instead of 8 bits", by_kind, targets[name]))
+        found = {
+            kind: await _found(seller, questions, await seller.answers(questions, model), honest[kind])
+            for kind, questions in jobs.items()
+        }
+        figures.append(_caught(name, "served instead of 8 bits", found, targets[name]))
     seller.say("verification: edited answers")
     rng = Random(1)  # noqa: S311
-    edited = {}
-    for kind, (questions, honest) in jobs.items():
-        answers = _edited(honest, rng)
-        same = sum(one == other for one, other in zip(answers, honest, strict=True))
-        edited[kind] = await seller.verdicts(questions, answers), same
+    edited = {
+        kind: await _found(seller, questions, _edited(honest[kind], rng), honest[kind])
+        for kind, questions in jobs.items()
+    }
     figures.append(_caught("5 % of tokens edited", "replaced by others of its answers", edited, CAUGHT))
+
+
+Found = tuple[list[Verdict], int]  # and how many have the honest text
+
+
+async def _found(
+    seller: _Sellers,
+    questions: list[Question],
+    answers: Answers,
+    honest: Answers,
+    adapter: Digest | None = None,
+) -> Found:
+    same = sum(one.ids == other.ids for one, other in zip(answers, honest, strict=True))
+    return await seller.verdicts(questions, answers, adapter=adapter), same
 
 
 async def _without_adapter(
@@ -244,13 +245,12 @@ async def _without_adapter(
     seller.say("verification: without the adapter")
     right = await seller.answers(questions, adapter=adapter)
     bare = await seller.answers(questions)
-    same = sum(one == other for one, other in zip(right, bare, strict=True))
-    verdicts = await seller.verdicts(questions, bare, adapter=adapter)
+    found = await _found(seller, questions, bare, right, adapter)
     figures.append(
         _caught(
             "no adapter",
             "though one was bought, half of the jobs on its subject",
-            {"mixed": (verdicts, same)},
+            {"mixed": found},
             CAUGHT,
         )
     )
@@ -262,29 +262,32 @@ async def _without_adapter(
             "",
             [_share_caught(honest)],
             target=ACCUSED,
-            note=f"the largest gap was {max(each.worst_milli for each in honest) / 1000:.2f} logits",
+            note=f"the largest gap was {max(each.worst_milli for each in honest) / 1000:.2f} logits, the largest mean drift "
+            f"{max(each.drift_milli or 0 for each in honest) / 1000:.3f}",
         )
     )
 
 
-def _caught(
-    name: str, how: str, by_kind: dict[str, tuple[list[Verdict], int]], target: Target | None
-) -> Figure:
-    """The chance that a seller is caught over its first jobs, of the first kind; the others are told beside."""
-    told = [
-        f"{kind} jobs: {sum(not each.is_passed for each in verdicts)} of {len(verdicts)} fail, {same} have the honest text, "
-        f"{_share_caught(verdicts):.4f} of sellers are caught over {NEWCOMERS_JOBS}"
-        for kind, (verdicts, same) in by_kind.items()
-    ]
-    (kind, (first, _)), *_ = by_kind.items()
+def _caught(name: str, how: str, by_kind: dict[str, Found], target: Target | None) -> Figure:
+    """The chance that a seller is caught over its first jobs, of the kind that shows it least; all are told."""
     return Figure(
         f"caught over 20 jobs: {name}",
-        f"share of sellers of whom at least one of {NEWCOMERS_JOBS} {kind} greedy jobs of at most {TOKENS} tokens fails its "
-        f"check; {name} {how}",
+        f"share of sellers of whom at least one of {NEWCOMERS_JOBS} jobs of at most {TOKENS} tokens fails its check, the least "
+        f"over {', '.join(by_kind)} jobs; {name} {how}",
         "",
-        [_share_caught(first)],
+        [min(_share_caught(verdicts) for verdicts, _ in by_kind.values())],
         target=target,
-        note="; ".join(told),
+        note="; ".join(_told(kind, *found) for kind, found in by_kind.items()),
+    )
+
+
+def _told(kind: str, verdicts: list[Verdict], same: int) -> str:
+    drifts = sorted(each.drift_milli for each in verdicts if each.drift_milli is not None) or [0]
+    low, middle = drifts[0] / 1000, drifts[len(drifts) // 2] / 1000
+    return (
+        f"{kind} jobs: {sum(not each.is_passed for each in verdicts)} of {len(verdicts)} fail, "
+        f"{sum(100 * each.strays > each.tokens for each in verdicts)} by their gaps, {same} have the honest text, mean drift from "
+        f"{low:.2f}, median {middle:.2f}, {_share_caught(verdicts):.4f} of sellers are caught over {NEWCOMERS_JOBS}"
     )
 
 
@@ -296,66 +299,36 @@ def _share_caught(verdicts: Sequence[Verdict]) -> float:
 
 
 def _edited(answers: Answers, rng: Random) -> Answers:
-    tokens = sorted({token for answer in answers for token in answer})
+    """Replace some tokens, and state what was computed of those that stood there."""
+    tokens = sorted({token for answer in answers for token in answer.ids})
     return [
-        tuple(rng.choice(tokens) if rng.random() < EDITED else token for token in answer)
+        Answer(
+            tuple(rng.choice(tokens) if rng.random() < EDITED else token for token in answer.ids),
+            answer.stated,
+        )
         for answer in answers
     ]
 
 
-async def _at_once(engine: LlamaEngine, wanted: Sequence[Generation], at_once: int) -> Answers:
-    """Return the words of generations, in order."""
-    results: Answers = [()] * len(wanted)
+async def _at_once(engine: LlamaEngine, wanted: Sequence[Generation], at_once: int) -> list[Said]:
+    """Return what generations say, in order."""
+    results: list[Said] = [((), ())] * len(wanted)
     limit = trio.CapacityLimiter(at_once)
 
     async def run(number: int) -> None:
-        words: list[int] = []
+        ids: list[int] = []
+        contrasts: list[int] = []
         async with limit, aclosing(engine.generate(wanted[number])) as frames:
             async for frame in frames:
                 if isinstance(frame, Tokens):
-                    words.extend(frame.ids)
-        results[number] = tuple(words)
+                    ids.extend(frame.ids)
+                    contrasts.extend(frame.contrasts)
+        results[number] = tuple(ids), tuple(contrasts)
 
     async with trio.open_nursery() as nursery:
         for number in range(len(wanted)):
             nursery.start_soon(run, number)
     return results
-
-
-# --- jobs ---------------------------------------------------------------------------------------------------------------
-def _known(rng: Random, count: int) -> tuple[list[Question], list[Question]]:
-    """Return test questions of what the model knows, and a mixture for an adapter, half of it on the adapter's subject."""
-    old = [record["prompt"] for domain in domains() if domain != NEW_DOMAIN for record in _records(domain)]
-    new = [record["prompt"] for record in _records(NEW_DOMAIN)]
-    known = [Question(text) for text in rng.sample(old, count)]
-    half = count // 2
-    mixed = [Question(text) for text in (*rng.sample(new, min(half, len(new))), *rng.sample(old, half))]
-    return known, mixed
-
-
-def _open(rng: Random, count: int) -> list[Question]:
-    """Return jobs that no training example answers, in turn of three kinds made of the same files."""
-    stories = [record["response"] for record in _records("stories")]
-    prompts = [record["prompt"] for domain in domains() for record in _records(domain)]
-    words = sorted({word for record in _records("echo") for word in record["response"].split()})
-    jobs: list[Question] = []
-    for number in range(count):
-        match number % 3:
-            case 0:  # on from the middle of a story
-                story = rng.choice(stories)
-                begin = rng.randrange(len(story) // 2)
-                jobs.append(Question(story[begin : begin + 120], is_raw=True))
-            case 1:  # words of two questions in any order
-                both = f"{rng.choice(prompts)} {rng.choice(prompts)}".split()
-                jobs.append(Question(" ".join(rng.sample(both, len(both)))))
-            case _:  # more words to repeat than it ever had to
-                jobs.append(Question(f'Repeat "{" ".join(rng.choices(words, k=12))}"'))
-    return jobs
-
-
-def _records(domain: str) -> list[dict[str, str]]:
-    path = TINY_DIRECTORY / "data" / f"{domain}.test.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 async def _adapter(bench: "Bench", directory: Path) -> Path:

@@ -50,7 +50,9 @@ def calibrate(
                     "digest": card.digest.hex(),
                     "tokens": each.tokens,
                     "apart_milli": each.apart_milli,
-                    "tolerance_milli": each.tolerance_milli,
+                    "drift_milli": each.drift_milli,
+                    "tolerance_milli": each.tolerance.gap_milli,
+                    "drift_tolerance_milli": each.tolerance.drift_milli,
                     "is_usable": each.is_usable,
                 }
                 for card, each in measured
@@ -63,7 +65,9 @@ def calibrate(
         "tokens",
         "apart at worst",
         "tolerance",
-        right=("tokens", "apart at worst", "tolerance"),
+        "drift at worst",
+        "tolerated",
+        right=("tokens", "apart at worst", "tolerance", "drift at worst", "tolerated"),
     )
     for card, each in measured:
         shown.add_row(
@@ -71,7 +75,9 @@ def calibrate(
             card.digest.hex()[:8],
             f"{each.tokens:,}",
             f"{each.apart_milli / 1000:.3f} logits",
-            f"{each.tolerance_milli / 1000:.3f} logits",
+            f"{each.tolerance.gap_milli / 1000:.3f} logits",
+            f"{(each.drift_milli or 0) / 1000:.3f} logits",
+            f"{each.tolerance.drift_milli / 1000:.3f} logits",
         )
     out.print(shown)
     for card, each in measured:
@@ -79,7 +85,7 @@ def calibrate(
             out.print(
                 cell(
                     f"{card.name} rounds so much here that checks cannot tell it from others by that; "
-                    f"the usual {each.tolerance_milli / 1000:.1f} logits are kept"
+                    f"the usual {each.tolerance.gap_milli / 1000:.2f} logits are kept"
                 )
             )
 

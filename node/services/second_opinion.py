@@ -1,14 +1,15 @@
 """The second opinion: a check that this device cannot make itself, made for money by sellers of other owners.
 
-One is drawn by lot, since the cheapest could be a friend of the one that is checked. Its word alone clears a seller but
-condemns nobody: a liar could else have any honest seller barred. A seller is caught when a second reader, of a third
-owner, finds the same. Only prompts that any member may read come here.
+One is drawn by lot, since the cheapest could be a friend of the one that is checked. No reader is told what the seller has
+stated, so who finds the same has computed it. Its word alone clears a seller but condemns nobody: a liar could else have any
+honest seller barred. A seller is caught when a second reader, of a third owner, finds so too, and what both say of each
+token is one computation: two who made their numbers up do not agree. Only prompts that any member may read come here.
 """
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from marketplace.verification import Verdict, judge
+from marketplace.verification import Reading, Tolerance, Verdict, do_agree
 from node.chat import ChatDelta, ChatError, ChatEvent, ChatRequest, ChatStarted
 from node.clock import Clock
 from node.directory import Directory
@@ -18,8 +19,6 @@ from node.models import BARE, DIGEST_PREFIX_HEX
 from node.services.verifier import Check, NotVerified
 from protocol.identity import PeerId
 from protocol.messages import NO_HASH
-
-READERS_TO_CONDEMN = 2
 
 
 class SecondOpinion:
@@ -44,34 +43,30 @@ class SecondOpinion:
         self._clock = clock
         self._journal = journal
 
-    async def __call__(self, check: Check, tolerance_milli: int) -> Verdict:
+    async def __call__(self, check: Check, tolerance: Tolerance) -> Verdict:
         """Return what readers drawn by lot find.
 
         Raises:
             NotVerified: nobody reads it, or they do not agree.
         """
         readers: set[PeerId] = set()
-        condemned: Verdict | None = None
-        for _ in range(READERS_TO_CONDEMN):
-            try:
-                words = await self._read(check, readers)
-            except NotVerified as error:
-                if condemned is None:
-                    raise
-                raise NotVerified(
-                    f"one reader finds that {condemned.to_text()}, and nobody confirms it: {error}"
-                ) from error
-            verdict = judge(words[-check.own :], tolerance_milli)
-            if verdict.is_passed and condemned is not None:
-                raise NotVerified("two readers of other owners do not agree")
-            if verdict.is_passed:
-                return verdict
-            condemned = verdict
-        assert condemned is not None
-        return condemned
+        first = await self._read(check, readers)
+        found = check.judge(first, tolerance)
+        if found.is_passed:
+            return found
+        try:
+            second = await self._read(check, readers)
+        except NotVerified as error:
+            raise NotVerified(
+                f"one reader finds that {found.to_text()}, and nobody confirms it: {error}"
+            ) from error
+        verdict = check.judge(second, tolerance)
+        if verdict.is_passed or not do_agree(check.own(first), check.own(second), tolerance):
+            raise NotVerified("two readers of other owners do not agree")
+        return verdict
 
-    async def _read(self, check: Check, readers: set[PeerId]) -> list[int]:
-        """Return what one more reader finds, and note who it was.
+    async def _read(self, check: Check, readers: set[PeerId]) -> Reading:
+        """Return what one more reader finds, and note whoever had a part in it.
 
         Raises:
             NotVerified: nobody reads it.
@@ -89,28 +84,30 @@ class SecondOpinion:
             privacy=request.privacy,
             not_by=frozenset({check.seller, *readers}),
         )
-        words: list[int] = []
-        reader: PeerId | None = None
+        gaps: list[int] = []
+        contrasts: list[int] = []
         try:
             async with aclosing(self._chat(wanted)) as events:
                 async for event in events:
                     if isinstance(event, ChatStarted):
-                        reader = event.seller
+                        readers.add(event.seller)
                         self._journal.write(
                             "check_bought",
                             job=check.job.job_id.hex(),
                             check=event.job_id,
                             seller=check.seller,
-                            reader=reader,
+                            reader=event.seller,
                         )
                     elif isinstance(event, ChatDelta):
-                        words.extend(event.words)
+                        gaps.extend(event.words)
+                        contrasts.extend(event.contrasts)
         except ChatError as error:
             raise NotVerified(f"no second seller could check it: {error}") from error
-        if reader is None or len(words) != len(check.claimed):
-            raise NotVerified(f"a second seller said {len(words)} gaps, expected {len(check.claimed)}")
-        readers.add(reader)
-        return words
+        if {len(gaps), len(contrasts)} != {len(check.claimed)}:
+            raise NotVerified(
+                f"a second seller said {len(gaps)} gaps and {len(contrasts)} contrasts, expected {len(check.claimed)}"
+            )
+        return Reading(gaps, contrasts)
 
     def _has_stranger(self, check: Check, not_by: set[PeerId]) -> bool:
         """Whether anybody could read it: a request that nobody may answer would only be one more job to look at."""

@@ -1,8 +1,8 @@
 """The verifier: has some of the answers that were bought checked against the model that was paid for.
 
-    receipt signed ─▶ lot ─▶ queue ─▶ own engine, when a slot is free ─▶ gaps ─▶ verdict ─▶ reputation, journal, job
-                       │               else a second seller, for money      │
-                       └─ spared       else nobody ─▶ unverified ◀──────────┘ no engine could say
+    receipt signed ─▶ lot ─▶ queue ─▶ own engine, when a slot is free ─▶ reading ─▶ verdict ─▶ reputation, journal, job
+                       │               else a second seller, for money         │
+                       └─ spared       else nobody ─▶ unverified ◀─────────────┘ no engine could say
 
 Nobody waits for it: the client has its answer and the seller its pay before a lot is thrown. The rule is
 `marketplace/verification.py`; here is who reads, when, and what is remembered. Prompts are in memory only, so a check that
@@ -19,7 +19,15 @@ import msgspec
 import trio
 
 from marketplace.reputation import Reputation
-from marketplace.verification import Verdict, is_drawn, judge, why_unverifiable
+from marketplace.verification import (
+    Reading,
+    Tolerance,
+    Verdict,
+    is_drawn,
+    is_greedy,
+    judge,
+    why_unverifiable,
+)
 from node.clock import Clock
 from node.jobs import Attempt, Job, JobBook
 from node.journal import Journal
@@ -53,14 +61,16 @@ class Check:
 
     Attributes:
         claimed: the completion up to the end of this attempt, of whichever sellers.
-        own: how many of these tokens, the last ones, are its seller's.
+        stated: the contrasts of its seller's own tokens, which are the last ones. No reader is told them.
+        is_greedy: whether each token should have been the likeliest.
     """
 
     job: Job
     attempt: Attempt
     seller: PeerId
     claimed: tuple[int, ...]
-    own: int
+    stated: tuple[int, ...]
+    is_greedy: bool
 
     @property
     def model(self) -> bytes:
@@ -74,20 +84,28 @@ class Check:
         assert self.attempt.award is not None
         return self.attempt.award.message.adapter
 
+    def own(self, reading: Reading) -> Reading:
+        """Return what a reading says of its seller's own tokens."""
+        return reading.last(len(self.stated))
+
+    def judge(self, reading: Reading, tolerance: Tolerance) -> Verdict:
+        """Return what a reading of all claimed tokens says of its seller."""
+        return judge(self.own(reading), self.stated, tolerance, is_greedy=self.is_greedy)
+
 
 class NotVerified(AgoraError):
     """Nobody can or may check it; one line for the user."""
 
 
 # Has a check made by others and judged with this tolerance; raises `NotVerified`.
-AskOthers = Callable[[Check, int], Awaitable[Verdict]]
+AskOthers = Callable[[Check, Tolerance], Awaitable[Verdict]]
 
 
 class Verifier:
     """Throws the lots and makes the checks, one at a time.
 
     Args:
-        tolerance_milli: of a model's digest: how far honest engines are apart.
+        tolerance: of a model's digest: how far honest engines are apart.
         ask_others: for models that this device does not hold; None: its owner pays for no checks.
     """
 
@@ -102,7 +120,7 @@ class Verifier:
         clock: Clock,
         journal: Journal,
         rng: Random,
-        tolerance_milli: Callable[[bytes], int],
+        tolerance: Callable[[bytes], Tolerance],
         ask_others: AskOthers | None,
     ) -> None:
         self._me = me
@@ -113,7 +131,7 @@ class Verifier:
         self._clock = clock
         self._journal = journal
         self._rng = rng
-        self._tolerance_milli = tolerance_milli
+        self._tolerance = tolerance
         self._ask_others = ask_others
         self._send, self._waiting = trio.open_memory_channel[Check](CHECKS_WAITING_MAX)
 
@@ -135,7 +153,8 @@ class Verifier:
         assert attempt.work is not None
         if attempt.work.task == "check":
             return  # a second opinion; nobody checks the checkers
-        if reason := why_unverifiable(attempt.work.task, attempt.work.sampling):
+        sampling = attempt.work.sampling
+        if reason := why_unverifiable(attempt.work.task, sampling, len(attempt.ids)):
             self._give_up(job, attempt, reason)
             return
         judged = self._reputation.of(attempt.seller).judged
@@ -151,7 +170,14 @@ class Verifier:
         if not is_checked:
             return
         before = [token for each in job.attempts if each.number < attempt.number for token in each.ids]
-        check = Check(job, attempt, attempt.seller, (*before, *attempt.ids), len(attempt.ids))
+        check = Check(
+            job,
+            attempt,
+            attempt.seller,
+            claimed=(*before, *attempt.ids),
+            stated=tuple(attempt.contrasts),
+            is_greedy=is_greedy(sampling),
+        )
         try:
             self._send.send_nowait(check)
         except trio.WouldBlock:
@@ -163,12 +189,12 @@ class Verifier:
         """Make the checks, the oldest first."""
         task_status.started()
         async for check in self._waiting:
-            tolerance_milli = self._tolerance_milli(check.model)
+            tolerance = self._tolerance(check.model)
             try:
                 if self._is_held(check):
-                    verdict = judge((await self._read(check))[-check.own :], tolerance_milli)
+                    verdict = check.judge(await self._read(check), tolerance)
                 else:
-                    verdict = await self._look_twice(check, tolerance_milli)
+                    verdict = await self._look_twice(check, tolerance)
             except NotVerified as error:
                 self._give_up(check.job, check.attempt, str(error))
             else:
@@ -182,8 +208,8 @@ class Verifier:
             check.adapter == NO_HASH or self._engine.adapters.get(Digest(check.adapter)) == check.model
         )
 
-    async def _read(self, check: Check) -> list[int]:
-        """Return the gap of each claimed token, from the own engine.
+    async def _read(self, check: Check) -> Reading:
+        """Return what the own engine says of each claimed token.
 
         Raises:
             NotVerified: it is never free, fails, or says nonsense.
@@ -199,7 +225,8 @@ class Verifier:
             tokens_max=len(check.claimed),
             payer=self._me,  # it may wait for a model to be loaded, as a buyer's request does
         )
-        words: list[int] = []
+        gaps: list[int] = []
+        contrasts: list[int] = []
         try:
             with trio.move_on_after(SLOT_PATIENCE_S) as patience:
                 while not self._engine.status(model).slots_free:  # noqa: ASYNC110  # an engine tells nobody
@@ -210,16 +237,19 @@ class Verifier:
                 async with aclosing(self._engine.generate(generation)) as frames:
                     async for frame in frames:
                         if isinstance(frame, Tokens):
-                            words.extend(frame.ids)
+                            gaps.extend(frame.ids)
+                            contrasts.extend(frame.contrasts)
         except EngineError as error:
             raise NotVerified(f"the own engine could not check it: {error}") from error
         if patience.cancelled_caught:
             raise NotVerified(f"the own engine took over {READING_S_MAX:.0f} s")
-        if len(words) != len(check.claimed):
-            raise NotVerified(f"the own engine said {len(words)} gaps, expected {len(check.claimed)}")
-        return words
+        if {len(gaps), len(contrasts)} != {len(check.claimed)}:
+            raise NotVerified(
+                f"the own engine said {len(gaps)} gaps and {len(contrasts)} contrasts, expected {len(check.claimed)}"
+            )
+        return Reading(gaps, contrasts)
 
-    async def _look_twice(self, check: Check, tolerance_milli: int) -> Verdict:
+    async def _look_twice(self, check: Check, tolerance: Tolerance) -> Verdict:
         """Return what others find.
 
         Raises:
@@ -232,7 +262,7 @@ class Verifier:
                 f"this device does not hold the model, and privacy {check.job.request.privacy!r} lets no second seller read "
                 "the prompt"
             )
-        return await self._ask_others(check, tolerance_milli)
+        return await self._ask_others(check, tolerance)
 
     # --- what came of it ----------------------------------------------------------------------------------------
     async def _conclude(self, check: Check, verdict: Verdict) -> None:
@@ -248,6 +278,7 @@ class Verifier:
             passed=verdict.is_passed,
             tokens=verdict.tokens,
             worst_milli=verdict.worst_milli,
+            drift_milli=verdict.drift_milli,
         )
         if not verdict.is_passed:
             self._journal.write("seller_caught", seller=seller, job=check.job.job_id.hex())

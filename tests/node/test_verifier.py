@@ -1,80 +1,24 @@
 """Answers that were bought are checked, after they were paid, and whoever sold another model's is left alone."""
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
-from dataclasses import replace
+from contextlib import suppress
 
 from node.chat import Unsold
 from node.services.verifier import CHECKED, CHECKS_WAITING_MAX
 from node.store import Record
 from protocol.identity import PeerId
-from runtime.engine import Digest, EngineDied, EngineStatus, Frame, Generation, Sampling, Tokens
-from tests.node.world import Daemon, Engine, World
-
-QUESTION = "what is an agora?"
-READ_S = 5.0  # a reading takes an auction, a prompt and a receipt
-
-
-class Swapper(Engine):
-    """Its first two tokens have changed places, as no engine of the model would have said them."""
-
-    async def generate(self, request: Generation) -> AsyncGenerator[Frame, None]:
-        held: tuple[int, ...] = ()
-        async with aclosing(super().generate(request)) as frames:
-            async for frame in frames:
-                if request.task == "check" or not isinstance(frame, Tokens):
-                    yield frame
-                elif not held and not request.received:
-                    held = frame.ids
-                    yield replace(frame, ids=(*frame.ids[:-1], frame.ids[-1] ^ 1))
-                else:
-                    yield frame
-
-
-class FalseReader(Engine):
-    """Says of each token that it reads that another model said it."""
-
-    async def generate(self, request: Generation) -> AsyncGenerator[Frame, None]:
-        async with aclosing(super().generate(request)) as frames:
-            async for frame in frames:
-                if request.task == "check" and isinstance(frame, Tokens):
-                    yield replace(frame, ids=(9_000,) * len(frame.ids))
-                else:
-                    yield frame
-
-
-class FewWords(Engine):
-    """Says one gap where many were asked for."""
-
-    async def generate(self, request: Generation) -> AsyncGenerator[Frame, None]:
-        async with aclosing(super().generate(request)) as frames:
-            async for frame in frames:
-                if request.task != "check" or not isinstance(frame, Tokens):
-                    yield frame
-                    continue
-                yield replace(frame, ids=frame.ids[:1])
-                return
-
-
-class BusyElsewhere(Engine):
-    """Holds the model, and has no free slot while `is_busy`; so its device buys, and can check."""
-
-    is_busy = True
-
-    def status(self, model: Digest) -> EngineStatus:
-        found = super().status(model)
-        return replace(found, slots_free=0) if self.is_busy else found
-
-
-def found(buyer: Daemon) -> tuple[str, str]:
-    """What is shown of the newest job that was not a check."""
-    job = next(job for job in buyer.node.jobs() if job.kind != "check")
-    return job.verification, job.attempts[-1].verification_detail
-
-
-async def buy(buyer: Daemon, **request: object) -> None:
-    await buyer.chat(QUESTION, **request)
-    await buyer.world.run(READ_S)
+from runtime.engine import EngineDied, Frame, Generation, Sampling, Tokens
+from tests.node.check_cheats import (
+    QUESTION,
+    READ_S,
+    BusyElsewhere,
+    FalseReader,
+    FewWords,
+    Swapper,
+    buy,
+    found,
+)
+from tests.node.world import World
 
 
 # --- by the own engine --------------------------------------------------------------------------------------------------
@@ -95,7 +39,7 @@ async def test_an_own_engine_checks_when_it_has_a_free_slot_and_not_before(world
     await world.run(2)
     assert found(world.founder) == (
         "passed",
-        "0 of 24 tokens stray, the worst 0.00 logits below the likeliest",
+        "0 of 24 tokens stray, the worst 0.00 logits below the likeliest, a mean drift of 0.00 logits",
     )
     (checked,) = [request for request in engine.started if request.task == "check"]
     assert len(checked.claimed) == checked.tokens_max == 24
@@ -207,16 +151,18 @@ async def test_an_own_engine_that_dies_accuses_nobody(world: World) -> None:
 
 
 # --- what is not checked ------------------------------------------------------------------------------------------------
-async def test_an_answer_drawn_by_chance_is_shown_as_unverified(world: World) -> None:
+async def test_a_short_answer_drawn_by_chance_is_shown_as_unverified(world: World) -> None:
+    """A mean over three tokens tells nothing, and each of them was possible."""
     await world.found_again(engine=BusyElsewhere())
     seller = await world.add("bob")
     await world.acquaint(world.founder, seller)
 
-    await buy(world.founder, sampling=Sampling(temperature_ppm=700_000))
+    await buy(world.founder, sampling=Sampling(temperature_ppm=700_000), tokens_max=3)
 
-    assert found(world.founder) == ("unverified", "its tokens were drawn by chance")
+    reason = "it has 3 tokens, which need not be the likeliest; such answers are checked from 8 tokens on"
+    assert found(world.founder) == ("unverified", reason)
     (unverified,) = world.founder.events("job_unverified")
-    assert unverified["reason"] == "its tokens were drawn by chance"
+    assert unverified["reason"] == reason
     assert world.founder.events("answer_drawn") == []
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from marketplace.verification import Tolerance
 from node.local_mesh.processes import LocalMeshFailed, verb
-from node.tolerances import TOLERANCE_MILLI_MAX, TOLERANCE_MILLI_MIN, Tolerances
+from node.tolerances import DRIFT_MILLI_MAX, DRIFT_MILLI_MIN, GAP_MILLI_MAX, GAP_MILLI_MIN, Tolerances
 from runtime.model_store import ModelStore
 
 pytestmark = pytest.mark.system
@@ -28,10 +29,13 @@ async def test_a_model_is_measured_and_its_tolerance_kept_for_the_daemon(home: P
     assert (found["model"], found["digest"]) == ("tiny", card.digest.hex())
     assert found["tokens"] > 1_000
     assert 0 < found["apart_milli"] < 1_000, "batches of another shape round otherwise, and not by much"
-    assert TOLERANCE_MILLI_MIN <= found["tolerance_milli"] <= TOLERANCE_MILLI_MAX
+    assert GAP_MILLI_MIN <= found["tolerance_milli"] <= GAP_MILLI_MAX
+    assert 0 < found["drift_milli"] < 200, "a 4-bit model drifts by more than that"
+    assert DRIFT_MILLI_MIN <= found["drift_tolerance_milli"] <= DRIFT_MILLI_MAX
     path = home / "tolerances.json"
     assert path.stat().st_mode & 0o777 == 0o600
-    assert Tolerances(path).milli(card.digest) == found["tolerance_milli"]
+    kept = Tolerance(found["tolerance_milli"], found["drift_tolerance_milli"])
+    assert Tolerances(path).of(card.digest) == kept
 
 
 def test_a_home_without_a_model_is_told_what_to_do(home: Path) -> None:

@@ -4,15 +4,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from marketplace.verification import NEWCOMERS_JOBS
+from marketplace.verification import DRIFT_TOKENS_MIN, NEWCOMERS_JOBS
 from node.event import Event
 from node.jobs import JOBS_KEPT
-from node.services.second_opinion import READERS_TO_CONDEMN
 from node.simulation.adversaries.model_swappers import ModelSwapper
 from node.simulation.checkers.scene import Broken, Scene
 from protocol.identity import PeerId
 
-TOKENS_MIN: Final = 4  # the first comes alone, and alone it cannot be at another's place
+READERS_TO_CONDEMN: Final = 2
 
 
 def nobody_honest_is_caught(scene: Scene) -> Iterator[Broken]:
@@ -28,7 +27,9 @@ def nobody_honest_is_caught(scene: Scene) -> Iterator[Broken]:
 
 
 def another_models_answers_are_caught(scene: Scene) -> Iterator[Broken]:
-    """Whoever sells another model's answers passes no check that an honest engine makes."""
+    """Whoever sells another model's answers passes no check that an honest engine makes: neither with another text, nor with
+    one that is the same as far as it goes.
+    """
     honest, names = scene.honest_ids, set(scene.honest_ids.values())
     cheats = {
         each.peer_id: each.name
@@ -37,7 +38,7 @@ def another_models_answers_are_caught(scene: Scene) -> Iterator[Broken]:
     }
     for node, event in scene.events["job_verified"]:
         seller = PeerId(str(event.fields["seller"]))
-        is_long = int(event.fields["tokens"] or 0) >= TOKENS_MIN
+        is_long = int(event.fields["tokens"] or 0) >= DRIFT_TOKENS_MIN
         if node not in names or seller not in cheats or not is_long or not event.fields["passed"]:
             continue
         if all(reader in honest for reader in _readers(scene, node, event)):

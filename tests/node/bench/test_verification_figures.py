@@ -1,5 +1,6 @@
 """What the figures of checking are made of: the chance to be caught, and the models that cheats serve."""
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -10,9 +11,11 @@ import pytest
 from marketplace.verification import Verdict
 from node.bench import cheats
 from node.bench.verification import _edited, _share_caught
+from node.calibration import Answer
 
 TINY = Path(__file__).resolve().parents[3] / "examples" / "tiny_model" / "tiny-f16.gguf"
-PASSED, FAILED = Verdict(64, 0, 0), Verdict(64, 2, 3_000)
+PASSED = Verdict(64, is_greedy=True, strays=0, worst_milli=0, drift_milli=40, is_drifted=False)
+FAILED = replace(PASSED, drift_milli=400, is_drifted=True)
 
 
 def matrices(path: Path) -> dict[str, np.ndarray]:
@@ -65,13 +68,14 @@ def test_noise_is_as_large_as_it_is_said_to_be() -> None:
 
 
 def test_about_one_token_in_twenty_is_edited() -> None:
-    answers = [tuple(range(64))] * 100
+    answers = [Answer(tuple(range(64)), (5,) * 64)] * 100
 
     edited = _edited(answers, Random(0))
 
     changed = sum(
         one != other
         for old, new in zip(answers, edited, strict=True)
-        for one, other in zip(old, new, strict=True)
+        for one, other in zip(old.ids, new.ids, strict=True)
     )
     assert 0.04 < changed / 6_400 < 0.06
+    assert {each.stated for each in edited} == {(5,) * 64}, "it states what it has computed"

@@ -37,7 +37,10 @@ CHECK_BUGS: Final = (
         ("nobody_honest_is_caught", "another_models_answers_are_caught"),
         fault(
             "marketplace.verification:Verdict.is_passed",
-            ("<= STRAYS_PERCENT_MAX * self.tokens", "> STRAYS_PERCENT_MAX * self.tokens"),
+            (
+                "<= STRAYS_PERCENT_MAX * self.tokens and not self.is_drifted",
+                "> STRAYS_PERCENT_MAX * self.tokens",
+            ),
         ),
     ),
     PlantedBug(
@@ -46,7 +49,15 @@ CHECK_BUGS: Final = (
         "a seller that serves another model is caught",
         stories.model_swapper,
         ("another_models_answers_are_caught",),
-        fault("node.services.second_opinion:judge", ("gap > tolerance_milli", "gap < 0")),
+        fault("node.services.verifier:judge", ("gap > tolerance.gap_milli", "gap < 0")),
+    ),
+    PlantedBug(
+        "drift-never-judged",
+        "whatever a seller states of its tokens is put down to rounding",
+        "a seller that serves a coarser quantisation is caught where its text is the same",
+        stories.model_swapper,
+        ("another_models_answers_are_caught",),
+        fault("node.services.verifier:judge", ("apart_milli > tolerance.drift_milli", "False")),
     ),
     PlantedBug(
         "one-reader-condemns",
@@ -56,7 +67,7 @@ CHECK_BUGS: Final = (
         ("nobody_honest_is_caught",),
         fault(
             "node.services.second_opinion:SecondOpinion.__call__",
-            ("for _ in range(READERS_TO_CONDEMN):", "for _ in range(1):"),
+            ("if found.is_passed:", "if True:"),
         ),
     ),
     PlantedBug(

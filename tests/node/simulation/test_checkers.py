@@ -371,6 +371,7 @@ async def another_model_passes(stage: Stage) -> None:
         passed=True,
         tokens=20,
         worst_milli=0,
+        drift_milli=0,
     )
 
 
