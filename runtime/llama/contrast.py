@@ -4,9 +4,9 @@ The contrast of a token is its logit less that of a *probe*, another token of th
 the token by a hash. It takes two numbers of the row that was computed anyway, and no pass over the vocabulary. Raw logits,
 whatever penalties, biases, chance or a constraint then made of them: so it can be compared for answers of every kind.
 
-A seller has its answer before it knows the probes, and probes change with every token and place: a contrast can be stated by
-who has computed this token here, and by nobody else. The idea is TOPLOC's (Ong et al. 2025, arXiv:2501.16007), which
-commits to activations.
+The probe changes with every place and token, so nothing that was computed for another text helps: whoever has computed the
+model here states the same but for rounding, and nobody else does. The idea is TOPLOC's (Ong et al. 2025, arXiv:2501.16007),
+which commits to activations.
 """
 
 import hashlib

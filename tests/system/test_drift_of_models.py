@@ -32,6 +32,7 @@ RECORD = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+STORY = "Please tell me the story of the baker of Brenwick."
 CHANCE = Sampling(temperature_ppm=800_000, seed=11)
 SAMPLINGS = {
     "greedy": Sampling(),
@@ -124,10 +125,11 @@ async def test_honest_answers_pass_when_they_are_written_beside_each_other(mesh:
 
 async def test_a_successor_passes_with_what_it_states_of_its_own_tokens(mesh: Paid) -> None:
     """Its predecessor was another model: what that wrote is before the successor's tokens, and not judged with them."""
-    _, whole = await verdict(mesh, "another model", "Tell me a story about a lighthouse.", CHANCE)
+    _, whole = await verdict(mesh, "another model", STORY, CHANCE)
 
-    found, _ = await verdict(mesh, "paid", "Tell me a story about a lighthouse.", CHANCE, received=whole[:6])
+    found, _ = await verdict(mesh, "paid", STORY, CHANCE, received=whole[:6])
 
+    assert len(whole) >= 6
     assert found.tokens >= 8
     assert found.is_passed, found.to_text()
 
