@@ -56,6 +56,7 @@ class Config:
     price_step_micro: int = 1_000
     pay_step_micro_max: int = 10_000
     cohort_min: int = limits.COHORT_MIN_DEFAULT
+    privacy_run_percent: int = 25
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -145,6 +146,7 @@ _RANGES = {
     "price_step_micro": (0, MICRO_MAX),
     "pay_step_micro_max": (0, MICRO_MAX),
     "cohort_min": (1, limits.COHORT_MAX),
+    "privacy_run_percent": (1, 100),
 }
 
 DEFAULT_TOML = """\
@@ -212,6 +214,10 @@ DEFAULT_TOML = """\
 # price_step_micro = 1000
 # pay_step_micro_max = 10000
 # cohort_min = 3
+
+# of a data set's privacy budget, the share that one run may spend at most, in percent: the more, the more a run learns and
+# the fewer there can be
+# privacy_run_percent = 25
 
 # "info" shows every event on stderr, "quiet" only what stops the daemon
 # log_level = "info"

@@ -170,7 +170,9 @@ class Node:
         self.privacy_book: PrivacyBook | None = None
         self._own_data: OwnData | None = None
         if ports.data is not None:
-            self.privacy_book = PrivacyBook(self.logbook, ports.data, journal)
+            self.privacy_book = PrivacyBook(
+                self.logbook, ports.data, journal, run_percent=config.privacy_run_percent
+            )
             self._own_data = OwnData(ports.data, self.privacy_book, journal)
         self.reputation = Reputation()
         self.verifier = Verifier(

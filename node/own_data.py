@@ -46,7 +46,7 @@ class OwnData:
                 held_out=data_set.held_out,
                 budget_milli=budget_milli,
             )
-        hint = utility_hint(data_set.samples, budget_milli)
+        hint = utility_hint(data_set.samples, self._book.share_milli(data_set))
         return {
             **msgspec.to_builtins(self._view(data_set)),
             "is_new": added.is_new,

@@ -7,6 +7,9 @@ one (run, round) stands in the log once. What was spent is composed from the raw
 What is spent on a set is spent on its records, and those may be in other sets too. So a set bears the spending of every
 set that shares a record with it, and a round must stay within the budgets of them all. That counts the most that any one
 record can have been through, sometimes more; never less.
+
+One run may spend no more than a share of a set's whole budget, which its owner says: whoever announces first, or just
+once, must not leave nothing to those that come later.
 """
 
 from collections import defaultdict
@@ -47,12 +50,17 @@ class Refused:
 
 
 class PrivacyBook:
-    """The spending of this device. It keeps nothing that is not in the log."""
+    """The spending of this device. It keeps nothing that is not in the log.
 
-    def __init__(self, logbook: Logbook, data: DataSets, journal: Journal) -> None:
+    Args:
+        run_percent: of a set's whole budget, which one run may spend at most.
+    """
+
+    def __init__(self, logbook: Logbook, data: DataSets, journal: Journal, *, run_percent: int) -> None:
         self._logbook = logbook
         self._data = data
         self._journal = journal
+        self._run_percent = run_percent
         self._reserving = trio.Lock()  # two rounds must not share what is left
         self._read = 0  # entries of the own log that are folded
         self._spends: dict[bytes, list[StepsTaken]] = defaultdict(list)  # by source
@@ -63,9 +71,7 @@ class PrivacyBook:
     def spent(self, data_set: DataSet) -> list[StepsTaken]:
         """Return all steps that any record of a set can have been through."""
         self._fold()
-        sources = [each for each in self._data.known() if each.shares_records(data_set)]
-        digests = dict.fromkeys((data_set.digest, *(each.digest for each in sources)))
-        return [taken for digest in digests for taken in self._spends.get(digest, ())]
+        return [taken for digest in self._sources(data_set) for taken in self._spends.get(digest, ())]
 
     def spent_milli(self, data_set: DataSet) -> int:
         """Return the epsilon spent on a set's records, in thousandths, rounded up; 0 if it trains without privacy."""
@@ -79,23 +85,31 @@ class PrivacyBook:
         return epsilon_milli(self._runs.get((data_set.digest, run), ()), delta_for(data_set.samples))
 
     # --- what may be spent ------------------------------------------------------------------------------------------
+    def share_milli(self, data_set: DataSet) -> int:
+        """Return the epsilon that one run may spend on a set, in thousandths; 0: it trains without privacy."""
+        return max(1, data_set.budget_milli * self._run_percent // 100) if data_set.is_private else 0
+
     def plan(self, data_set: DataSet, recipe: Recipe) -> NoisePlan | Refused | None:
-        """Return the least noise with which all rounds of a recipe stay within what is left; None: none is wanted."""
+        """Return the least noise with which all rounds of a recipe stay within a run's share and what is left.
+
+        None: no noise is wanted.
+        """
         if not data_set.is_private:
             return None
         rate_ppm = sampling_rate_ppm(data_set.samples, recipe)
         steps = recipe.steps * recipe.rounds
         noise_milli = 1
         for each in self._bound_by(data_set):
-            needed = noise_for(each.budget_milli, self.spent(each), rate_ppm, steps, delta_for(each.samples))
-            if needed is None or needed > NOISE_MILLI_WORTH_MAX:
-                return Refused(
-                    "budget",
-                    f"{steps} more steps would need noise over {NOISE_MILLI_WORTH_MAX / 1000:g} times a record's weight: of "
-                    f"{each.name!r} epsilon {self.spent_milli(each) / 1000:g} is spent, its budget is "
-                    f"{each.budget_milli / 1000:g}",
-                )
-            noise_milli = max(noise_milli, needed)
+            delta = delta_for(each.samples)
+            for allowed_milli, spent in (
+                (self.share_milli(each), []),
+                (each.budget_milli, self.spent(each)),
+            ):
+                needed = noise_for(allowed_milli, spent, rate_ppm, steps, delta)
+                if needed is None or needed > NOISE_MILLI_WORTH_MAX:
+                    least = StepsTaken(NOISE_MILLI_WORTH_MAX, rate_ppm, steps)
+                    return self._too_dear(each, steps, epsilon_milli([least], delta))
+                noise_milli = max(noise_milli, needed)
         return NoisePlan(noise_milli, rate_ppm)
 
     def cost_milli(self, data_set: DataSet, noise: NoisePlan | None, steps: int) -> int:
@@ -155,10 +169,23 @@ class PrivacyBook:
         if (run, round_) in self._rounds:
             return Refused("repeated", f"round {round_} of run {run.hex()[:8]} was reserved before")
         for each in self._bound_by(data_set):
-            would_be = epsilon_milli([*self.spent(each), taken], delta_for(each.samples))
+            delta = delta_for(each.samples)
+            would_be = epsilon_milli([*self.spent(each), taken], delta)
             if would_be > each.budget_milli:
                 return self._over(each, would_be, f"round {round_}")
+            by_run = epsilon_milli([*self._spent_by(run, each), taken], delta)
+            if by_run > self.share_milli(each):
+                return self._over_share(each, by_run, f"round {round_}")
         return None
+
+    def _sources(self, data_set: DataSet) -> Sequence[Digest]:
+        """The sets, removed ones too, that a record of this one is or was trained in."""
+        others = (each.digest for each in self._data.known() if each.shares_records(data_set))
+        return tuple(dict.fromkeys((data_set.digest, *others)))
+
+    def _spent_by(self, run: bytes, data_set: DataSet) -> list[StepsTaken]:
+        """The steps of one run that a record of a set can have been through."""
+        return [taken for digest in self._sources(data_set) for taken in self._runs.get((digest, run), ())]
 
     def _bound_by(self, data_set: DataSet) -> Sequence[DataSet]:
         """The sets whose budgets a round on this one must keep: its own, and those with a record of it."""
@@ -170,6 +197,24 @@ class PrivacyBook:
             "budget",
             f"epsilon of {data_set.name!r} with {what} would be {found_milli / 1000:g}, "
             f"its budget is {data_set.budget_milli / 1000:g}",
+        )
+
+    def _over_share(self, data_set: DataSet, found_milli: int, what: str) -> Refused:
+        return Refused(
+            "budget",
+            f"epsilon of {data_set.name!r} in this run would be {found_milli / 1000:g} with {what}, one run may spend "
+            f"{self.share_milli(data_set) / 1000:g} of its budget of {data_set.budget_milli / 1000:g}",
+        )
+
+    def _too_dear(self, data_set: DataSet, steps: int, least_milli: int) -> Refused:
+        """With so much noise that the update would be noise alone, the steps cost still more than is left for a run."""
+        spent_milli, share_milli = self.spent_milli(data_set), self.share_milli(data_set)
+        left_milli = max(0, min(share_milli, data_set.budget_milli - spent_milli))
+        return Refused(
+            "budget",
+            f"{steps} steps on {data_set.name!r} take an epsilon of {least_milli / 1000:g} at least, left for one run is "
+            f"{left_milli / 1000:g}: it may spend {share_milli / 1000:g}, and {spent_milli / 1000:g} of "
+            f"{data_set.budget_milli / 1000:g} is spent",
         )
 
     def _fold(self) -> None:

@@ -59,6 +59,7 @@ class Training:
         privacy: PrivacyBook | None,
     ) -> None:
         self._ports = ports
+        self._privacy = privacy
         self._logbook = logbook
         self._config = config
         self._wire = wire
@@ -137,7 +138,7 @@ class Training:
             participant=self.participant,
             enlisted=enlisted,
             adapters=ports.adapters,
-            own_data=ports.data.named if ports.data else lambda _name: (),
+            own_bids=self._own_bids,
             owner_of=self._owner_of,
             step_micro_max=config.pay_step_micro_max,
             rng=ports.rng,
@@ -180,6 +181,12 @@ class Training:
             exposure_micro_max=config.exposure_peer_micro,
             cohort_min=config.cohort_min,
         )
+
+    def _own_bids(self, name: str) -> list[tuple[int, int]]:
+        """Of each data set of a name here, the oldest first: its records, and the epsilon that one run may spend on it."""
+        if self._ports.data is None or self._privacy is None:
+            return []
+        return [(each.samples, self._privacy.share_milli(each)) for each in self._ports.data.named(name)]
 
     def _owner_of(self, peer_id: PeerId) -> str:
         assembly = self._logbook.assembly

@@ -21,7 +21,6 @@ from federation.strategy import strategy_of
 from federation.training_run import TrainingRun
 from marketplace.batch import NO_RUN, RoundWork
 from node.adapter_maker import AdapterMaker
-from node.data_sets import DataSet
 from node.enlisted import EnlistedBook
 from node.errors import StartError
 from node.jobs import CLAIM_WINDOW_S
@@ -107,7 +106,7 @@ class Coordinator:
         participant: Participant,
         enlisted: EnlistedBook,
         adapters: AdapterMaker | None,
-        own_data: Callable[[str], Sequence[DataSet]],
+        own_bids: Callable[[str], Sequence[tuple[int, int]]],
         owner_of: Callable[[PeerId], str],
         step_micro_max: int,
         rng: Random,
@@ -119,7 +118,7 @@ class Coordinator:
         self._participant = participant
         self._enlisted = enlisted
         self._adapters = adapters
-        self._own_data = own_data
+        self._own_bids = own_bids
         self._step_micro_max = step_micro_max
         self._rng = rng
         self._drivers: dict[bytes, RunDriver] = {}
@@ -188,8 +187,7 @@ class Coordinator:
 
     def _outlook(self, announced: RunAnnouncement) -> str:
         """What to expect where others hold data like this device's own; empty: it holds none to go by."""
-        sets = self._own_data(announced.data)
-        return outlook(announced.recipe, [(sets[-1].samples, sets[-1].budget_milli)]) if sets else ""
+        return outlook(announced.recipe, self._own_bids(announced.data)[-1:])
 
     def _announcement(self, options: TrainOptions) -> Sealed[RunAnnouncement]:
         logbook = self._tools.logbook

@@ -43,8 +43,9 @@ def book(daemon: Daemon) -> PrivacyBook:
     return daemon.node.privacy_book
 
 
-async def device(world: World) -> Daemon:
-    ann = await world.add("ann", engine=Holder())
+async def device(world: World, run_percent: int = 100) -> Daemon:
+    """Its owner lets one run spend a whole budget, but where the story is about that."""
+    ann = await world.add("ann", engine=Holder(), privacy_run_percent=run_percent)
     await world.acquaint(world.founder, ann)
     return ann
 
@@ -386,8 +387,12 @@ async def test_nothing_left_plans_nothing(world: World) -> None:
     plan = book(ann).plan(data_set, recipe())
 
     assert isinstance(plan, Refused)
+    spent = f"{one_round / 1000:g}"
     assert plan.reason == "budget"
-    assert f"its budget is {one_round / 1000:g}" in plan.detail
+    assert plan.detail.startswith("480 steps on 'logs' take an epsilon of 0.")
+    assert plan.detail.endswith(
+        f" at least, left for one run is 0: it may spend {spent}, and {spent} of {spent} is spent"
+    )
 
 
 async def test_a_plan_keeps_the_budget_of_every_set_that_shares_a_record(world: World) -> None:
@@ -400,6 +405,70 @@ async def test_a_plan_keeps_the_budget_of_every_set_that_shares_a_record(world: 
     assert isinstance(plan, NoisePlan)
     taken = StepsTaken(plan.noise_milli, plan.rate_ppm, recipe().steps * recipe().rounds)
     assert epsilon_milli([taken], delta_for(small.samples)) <= 1_000
+
+
+# --- one run's share ----------------------------------------------------------------------------------------------------
+async def test_one_run_is_planned_with_its_share_and_leaves_the_rest_to_others(world: World) -> None:
+    """A quarter of the whole budget each: runs compose to less than their sum, so that four of them are not all."""
+    ann = await device(world, run_percent=25)
+    data_set = insert(ann)
+    wanted = recipe(rounds=2)
+    runs = [bytes([number]) * 16 for number in range(4)]
+
+    for run in runs:
+        plan = book(ann).plan(data_set, wanted)
+        assert isinstance(plan, NoisePlan)
+        assert 990 < book(ann).cost_milli(data_set, plan, 2 * wanted.steps) <= BUDGET_MILLI // 4
+        for round_ in (1, 2):
+            assert await book(ann).reserve(data_set, run, round_, plan, wanted.steps) is None
+
+    assert [990 < book(ann).run_milli(data_set, run) <= 1_000 for run in runs] == [True] * 4
+    assert book(ann).spent_milli(data_set) < BUDGET_MILLI
+
+
+async def test_a_run_whose_rounds_would_cost_more_than_its_share_is_refused_with_both_numbers(
+    world: World,
+) -> None:
+    """Whatever was planned: what its coordinator asks for is held against the owner's word, once more."""
+    ann = await device(world, run_percent=25)
+    data_set = insert(ann)
+
+    rounds, refused = await spend_all(ann, data_set)
+
+    would_be = book(ann).cost_milli(data_set, NOISE, (rounds + 1) * STEPS)
+    assert refused == Refused(
+        "budget",
+        f"epsilon of 'logs' in this run would be {would_be / 1000:g} with round {rounds + 1}, one run may spend 1 of "
+        "its budget of 4",
+    )
+    assert book(ann).run_milli(data_set, RUN) <= 1_000
+    assert await book(ann).reserve(data_set, b"another run's id", 1, NOISE, STEPS) is None
+
+
+async def test_a_run_that_no_noise_brings_within_its_share_is_not_planned(world: World) -> None:
+    ann = await device(world, run_percent=1)
+    data_set = insert(ann)
+
+    plan = book(ann).plan(data_set, recipe(rounds=64, batch=256))
+
+    assert plan == Refused(
+        "budget",
+        "1920 steps on 'logs' take an epsilon of 2.924 at least, left for one run is 0.04: it may spend 0.04, and 0 of 4 is "
+        "spent",
+    )
+
+
+async def test_a_share_is_of_every_set_that_bears_the_record(world: World) -> None:
+    """Trained under one name and then under another, within one run: it is the same record's privacy."""
+    ann = await device(world, run_percent=25)
+    first = insert(ann)
+    second = insert(ann, "more", 0, 405, budget_milli=BUDGET_MILLI)
+    rounds, _ = await spend_all(ann, first)
+
+    refused = await book(ann).reserve(second, RUN, rounds + 1, NOISE, STEPS)
+
+    assert refused is not None
+    assert "in this run would be" in refused.detail
 
 
 async def test_a_set_without_a_budget_plans_no_noise(world: World) -> None:

@@ -40,7 +40,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Device, lis
             lines = private_records(codes).splitlines(keepends=True)
             for number, data in enumerate(
                 DATA
-            ):  # a run plans with all that is left of a budget: each has its own
+            ):  # what one run has spent another one would have to make up for with noise: each has its own
                 records = directory / f"{name}-{data}.jsonl"
                 records.write_bytes(b"".join(lines[number :: len(DATA)]))
                 member.ask("data", "add", data, str(records), "--budget", "8")

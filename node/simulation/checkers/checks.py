@@ -98,6 +98,7 @@ LAWS: Final[tuple[tuple[Law, When], ...]] = (
     (patches.nothing_older_takes_the_place_of_a_head, When.END),
     (patches.no_two_run_different_patches_of_one_version, When.END),
     (privacy.no_privacy_budget_is_overdrawn, When.END),
+    (privacy.no_run_spends_more_than_its_share, When.END),
     (privacy.no_round_is_spent_twice, When.END),
     (privacy.nothing_private_is_trained_unpaid, When.END),
     (runs.who_trained_was_in_the_cohort, When.END),

@@ -1,12 +1,13 @@
 """Laws of privacy: no record is trained on that was not paid for, and nobody pays more than its owner allowed."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from federation.privacy import StepsTaken, delta_for, epsilon_milli
 from node.simulation.checkers.scene import Broken, Scene
 from node.simulation.daemon import Daemon
 from protocol.messages import Spend
+from runtime.engine import Digest
 
 
 def no_privacy_budget_is_overdrawn(scene: Scene) -> Iterator[Broken]:
@@ -35,6 +36,29 @@ def no_privacy_budget_is_overdrawn(scene: Scene) -> Iterator[Broken]:
                     f"it spent epsilon {spent / 1000:.3f} on its data set {data_set.name!r}, "
                     f"{data_set.budget_milli / 1000:.3f} allowed",
                 )
+
+
+def no_run_spends_more_than_its_share(scene: Scene) -> Iterator[Broken]:
+    """What one run has spent of a data set, in this set or in one that shares a record, is no more than its owner allows."""
+    for daemon in scene.honest:
+        sets = {each.digest: each for each in daemon.data.known()}
+        steps: dict[tuple[bytes, bytes], list[StepsTaken]] = defaultdict(list)
+        for spend in _spends(scene, daemon):
+            steps[spend.run, spend.source].append(
+                StepsTaken(noise_milli=spend.noise_milli, rate_ppm=spend.rate_ppm, steps=spend.steps)
+            )
+        for (run, source), taken in steps.items():
+            for data_set in sets.values():
+                if not data_set.budget_milli or not data_set.shares_records(sets[Digest(source)]):
+                    continue
+                spent = epsilon_milli(taken, delta_for(data_set.samples))
+                allowed = max(1, data_set.budget_milli * daemon.config.privacy_run_percent // 100)
+                if spent > allowed:
+                    yield Broken(
+                        daemon.name,
+                        f"run {run.hex()[:12]} spent epsilon {spent / 1000:.3f} on its data set {data_set.name!r}, "
+                        f"{allowed / 1000:.3f} allowed to one",
+                    )
 
 
 def no_round_is_spent_twice(scene: Scene) -> Iterator[Broken]:

@@ -82,7 +82,7 @@ def home(tmp_path: Path) -> Home:
 async def owner(home: Home, nursery: trio.Nursery) -> Owner:
     log = logbook()
     data = DataDirectory(home.data, SystemClock())
-    node = Owner(data, PrivacyBook(log, data, FakeNode().journal))
+    node = Owner(data, PrivacyBook(log, data, FakeNode().journal, run_percent=100))
     await nursery.start(log.run)
     await nursery.start(partial(serve_admin, admin_app(node), home.admin_socket, node.journal))
     return node

@@ -1,6 +1,7 @@
 """Stories of ballots and of runs, beside `bug_stories.py`: short, and every law of learning holds in each of them."""
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 from node.simulation.adversaries import turn
@@ -231,11 +232,21 @@ async def over(world: World, teacher: Daemon, run: bytes, within_s: float = 300.
 
 
 async def two_runs(world: World) -> None:
-    """The first run spends most of everybody's privacy; a second one is announced."""
-    teacher, _ = await school(world, budget_milli=3_000)
+    """The first run spends most of everybody's privacy, as their owners let it; a second one is announced."""
+    teacher, pupils = await school(world, budget_milli=3_000)
+    for pupil in pupils:
+        pupil.config = replace(pupil.config, privacy_run_percent=100)
+        await pupil.restart()
+    await world.run(12)
     for _ in range(2):
         await over(world, teacher, await world.learning.train(by=teacher, rounds=3))
         await world.run(5)
+
+
+async def one_run(world: World) -> None:
+    """Whose owners let one run spend a quarter of the budget, as is usual."""
+    teacher, _ = await school(world, budget_milli=8_000)
+    await over(world, teacher, await world.learning.train(by=teacher, rounds=3))
 
 
 async def small_cohort(world: World) -> None:

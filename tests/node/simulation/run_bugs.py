@@ -8,6 +8,7 @@ from tests.node.simulation.mesh_bugs import APPENDED
 from tests.node.simulation.planted_bugs import Fault, PlantedBug, fault
 
 WITHIN_BUDGET: Final = "epsilon spent never exceeds a data source's budget"
+WITHIN_SHARE: Final = "one run spends no more of a budget than its owner allows to one"
 NEVER_REFUNDED: Final = "privacy is reserved durably before the first step, never refunded, through any crash"
 
 RUN_BUGS: Final = (
@@ -32,11 +33,28 @@ RUN_BUGS: Final = (
         (
             Fault(
                 "node.privacy_book:PrivacyBook.plan",
-                (("self.spent(each), rate_ppm", "(), rate_ppm"),),
+                (("(each.budget_milli, self.spent(each)),", "(each.budget_milli, []),"),),
             ),
             Fault(
                 "node.privacy_book:PrivacyBook._refusal",
                 (("if would_be > each.budget_milli:", "if False:"),),
+            ),
+        ),
+    ),
+    PlantedBug(
+        "one-run-spends-it-all",
+        "the first run that is announced is given all that is left of a budget",
+        WITHIN_SHARE,
+        stories.one_run,
+        ("no_run_spends_more_than_its_share",),
+        (
+            Fault(
+                "node.privacy_book:PrivacyBook.plan",
+                (("(self.share_milli(each), []),", "(each.budget_milli, []),"),),
+            ),
+            Fault(
+                "node.privacy_book:PrivacyBook._refusal",
+                (("if by_run > self.share_milli(each):", "if False:"),),
             ),
         ),
     ),

@@ -300,6 +300,11 @@ async def too_much_is_spent(hall: Hall) -> None:
     await hall.spends(hall.owner, number=1, index=50, steps=5_000)
 
 
+async def one_run_spends_it_all(hall: Hall) -> None:
+    """It stays within the budget, and leaves nothing to the next one."""
+    await hall.spends(hall.owner, number=1, index=50, steps=300)
+
+
 async def more_is_spent_on_the_same_records(hall: Hall) -> None:
     """Each set by itself keeps its budget; the records that are in both do not."""
     other = hall.world.learning.give_data(hall.owner, "appliances", samples=500, budget_milli=3_000)
@@ -381,6 +386,11 @@ FAULTS: tuple[tuple[Callable[..., Any], Callable[[Hall], Awaitable[None]], str],
         privacy.no_privacy_budget_is_overdrawn,
         more_is_spent_on_the_same_records,
         "on its data set 'appliances', 3.000 allowed",
+    ),
+    (
+        privacy.no_run_spends_more_than_its_share,
+        one_run_spends_it_all,
+        "on its data set 'heat_pump', 0.750 allowed to one",
     ),
     (privacy.no_round_is_spent_twice, a_round_is_spent_twice, "it spent 2 times on round 1"),
     (privacy.nothing_private_is_trained_unpaid, a_round_is_trained_unpaid, "it trained 1 times on round 1"),
