@@ -31,7 +31,7 @@ class Sizes:
     world_scale_s: float  # virtual
     overhead_rounds: tuple[tuple[int, int], ...]  # members, and rounds of stock Flower
     cohorts: int  # of five devices: the honest one, then each with another attacker
-    check_jobs: int  # known ones, and as many open ones
+    check_jobs: int  # known ones, and as many open and as many drawn ones
     engine_rounds: int
     engine_streams: tuple[int, ...]  # at once
     engine_tokens: int  # of each answer
