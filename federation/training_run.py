@@ -27,9 +27,12 @@ bytes are fit to be aggregated is found by `federation/gate.py` and told here as
 Two failures in a row, and a member leaves the cohort (`Dismiss`). Whoever is still at work when its round closes is not
 asked in the next one; its update counts there, one round stale. Staler ones are dropped. A member has at most one
 update in an aggregate. No loss of members ends a run while `cohort_min` stand.
+
+Whoever joined has agreed to a cohort that it was shown, and counted its *parties* there: devices of one owner hide nobody from
+that owner. So each aggregate is of as many parties as were shown, up to `cohort_min` of them, and no run goes on with fewer.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Self
@@ -100,9 +103,18 @@ class TrainingRun:
     Args:
         announcement: as sealed and gossiped; its sender is the coordinator, whose words alone steer the run.
         now: when it went out.
+        parties: how many hide each other's updates among some devices; each device is one where nobody says otherwise.
     """
 
-    def __init__(self, announcement: Sealed[RunAnnouncement], *, now: float) -> None:
+    def __init__(
+        self,
+        announcement: Sealed[RunAnnouncement],
+        *,
+        now: float,
+        parties: Callable[[Collection[PeerId]], int] = len,
+    ) -> None:
+        self._parties = parties
+        self._parties_min = 0  # that the cohort was shown, up to `cohort_min`
         self.announcement = announcement
         self.round = 0
         self.reason = ""
@@ -122,14 +134,18 @@ class TrainingRun:
         announcement: Sealed[RunAnnouncement],
         cohort: Iterable[PeerId],
         *,
+        shown: Iterable[PeerId] = (),
         rounds_done: int,
         now: float,
+        parties: Callable[[Collection[PeerId]], int] = len,
     ) -> tuple[Self, list[Action]]:
         """Return a run that its coordinator takes up again after a restart, and what to do first.
 
-        The members have their awards; the round that was under way is asked for anew.
+        The members have their awards; the round that was under way is asked for anew. `shown` is the cohort as it was at
+        the opening, those that have left since among it.
         """
-        run = cls(announcement, now=now)
+        run = cls(announcement, now=now, parties=parties)
+        run._promise({*cohort, *shown})
         run._members = {peer: _Member() for peer in cohort}
         run.round = rounds_done
         run._state = State.AGGREGATING
@@ -253,6 +269,7 @@ class TrainingRun:
             self.reason = f"{found} enlisted at up to {dear} a step, at least {wanted} wanted"
             return [Unsold(self.reason, self.declines)]
         self._members = {enlistment.sender: _Member() for enlistment in chosen}
+        self._promise(self._members)
         self._opening = set(self._members)
         self._state = State.OPENING
         self._ends_at = now + OPENING_S
@@ -273,8 +290,8 @@ class TrainingRun:
         if self.round == self.announcement.message.recipe.rounds:
             self._state = State.FINISHED
             return [Finish(self._at_work())]
-        if len(self._members) < self._wanted:
-            return self._abort(f"{len(self._members)} of the cohort are left, at least {self._wanted} wanted")
+        if too_few := self._too_few(self._members, "of the cohort are left"):
+            return self._abort(too_few)
         self.round += 1
         self._is_aggregated = False
         self._state = State.ROUND
@@ -360,12 +377,11 @@ class TrainingRun:
         fresh = self._with(lambda member: member.answered_for == self.round)
         stale = self._with(lambda member: member.stale_for == self.round)
         missing = tuple(peer for peer in self._members if peer not in fresh + stale)
-        if len(fresh) + len(stale) >= self._wanted:
+        if not (too_few := self._too_few(fresh + stale, f"updates in round {self.round}")):
             self._state = State.AGGREGATING
             return [*actions, Aggregate(self.round, fresh, stale, missing)]
-        found = f"{len(fresh) + len(stale)} updates in round {self.round}, at least {self._wanted} wanted"
-        if len(self._members) < self._wanted:
-            return actions + self._abort(found)
+        if self._too_few(self._members, "of the cohort are left"):
+            return actions + self._abort(too_few)
         # whoever has given nothing has failed, and leaves at the next failure: this cannot go on for long
         again = tuple(peer for peer in missing if not self._members[peer].asked_for)
         return actions + self._ask(again, now)
@@ -379,6 +395,18 @@ class TrainingRun:
     def _abort(self, reason: str) -> list[Action]:
         self._state, self.reason = State.ABORTED, reason
         return [Abort(reason, self._at_work())]
+
+    # --- company ---------------------------------------------------------------------------------------------------
+    def _promise(self, shown: Collection[PeerId]) -> None:
+        self._parties_min = min(self._wanted, self._parties(shown))
+
+    def _too_few(self, peers: Collection[PeerId], what: str) -> str:
+        """Return why the updates of these devices must not be aggregated by themselves; empty: they may."""
+        if len(peers) < self._wanted:
+            return f"{len(peers)} {what}, at least {self._wanted} wanted"
+        if (parties := self._parties(peers)) < self._parties_min:
+            return f"{len(peers)} {what}, of {parties} owners, at least {self._parties_min} owners wanted"
+        return ""
 
     @property
     def _wanted(self) -> int:

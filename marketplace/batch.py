@@ -106,8 +106,8 @@ def enlist(
         ("model_missing", not state.is_base_held, "the base model is not held"),
         (
             "cohort",
-            wanted.cohort_max < terms.cohort_min,
-            f"at most {wanted.cohort_max} members, at least {terms.cohort_min} wanted",
+            wanted.cohort_min < terms.cohort_min,  # so few may be left of it at its end
+            f"it goes on with {wanted.cohort_min} members, at least {terms.cohort_min} wanted",
         ),
         ("budget", bool(state.why_no_budget), state.why_no_budget),
         (

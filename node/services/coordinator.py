@@ -7,7 +7,7 @@ still looking for members has ended with it.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, cast
@@ -19,7 +19,7 @@ from federation.defaults import DEFAULT_RECIPE
 from federation.run_events import Action, Cancel, Pause, Resume
 from federation.strategy import strategy_of
 from federation.training_run import TrainingRun
-from marketplace.batch import NO_RUN, RoundWork
+from marketplace.batch import NO_RUN, RoundWork, cohort_size
 from node.adapter_maker import AdapterMaker
 from node.enlisted import EnlistedBook
 from node.errors import StartError
@@ -119,6 +119,7 @@ class Coordinator:
         self._enlisted = enlisted
         self._adapters = adapters
         self._own_bids = own_bids
+        self._owner_of = owner_of
         self._step_micro_max = step_micro_max
         self._rng = rng
         self._drivers: dict[bytes, RunDriver] = {}
@@ -314,7 +315,7 @@ class Coordinator:
 
     async def _try_once(self, file: RunFile, announcement: Sealed[RunAnnouncement]) -> bool:
         """Announce, and drive the run to its end; whether anybody else has answered."""
-        machine = TrainingRun(announcement, now=self._tools.clock.now())
+        machine = TrainingRun(announcement, now=self._tools.clock.now(), parties=self._parties)
         try:
             driver = await self._driver(file, announcement, machine)
         except AgoraError as error:
@@ -403,7 +404,12 @@ class Coordinator:
         if file.state != "paused":
             await self._gather(cohort)
         machine, actions = TrainingRun.continued(
-            announcement, cohort, rounds_done=file.done, now=self._tools.clock.now()
+            announcement,
+            cohort,
+            shown=[PeerId(peer) for peer in file.seats],
+            rounds_done=file.done,
+            now=self._tools.clock.now(),
+            parties=self._parties,
         )
         if file.state == "paused":
             actions = [
@@ -417,6 +423,9 @@ class Coordinator:
             return
         self._tools.journal.write("run_resumed", run=file.run, round=file.done + 1)
         await self._drive(driver)
+
+    def _parties(self, peers: Collection[PeerId]) -> int:
+        return cohort_size([self._owner_of(peer) for peer in peers])
 
     def _remember_unpaid(self, file: RunFile, recipe: Recipe) -> None:
         """Members may still come for rounds of the daemon's earlier life."""

@@ -1,6 +1,8 @@
 """A run as its coordinator lives it: stories with a clock, and what changes nothing."""
 
 import dataclasses
+from collections.abc import Collection
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -27,6 +29,7 @@ from federation.run_events import (
     Update,
 )
 from federation.training_run import State, TrainingRun
+from protocol.identity import PeerId
 from tests.federation.members import (
     ANN,
     BOB,
@@ -494,6 +497,58 @@ def test_a_round_that_cannot_be_aggregated_ends_the_run_with_its_reason() -> Non
     assert run.handle_message(COORDINATOR, NotAggregated(1, "disk full"), 122.0) == [
         Abort("round 1 could not be aggregated: disk full", at_work=())
     ]
+
+
+def owners(peers: Collection[PeerId]) -> int:
+    """Ann and Bob are two devices of one owner, who hides nobody from itself."""
+    return len({"twins" if peer in {ANN, BOB} else peer for peer in peers})
+
+
+def in_company(*members: PeerId, **changes: Any) -> TrainingRun:
+    """Round 1 has begun; devices of one owner count as one."""
+    run = TrainingRun(announcement(**changes), now=100.0, parties=owners)
+    for member in members:
+        run.handle_message(member, enlistment(member, run.announcement), 101.0)
+    run.handle_timeout(110.0)
+    for member in members:
+        run.handle_message(member, Joined(), 112.0)
+    assert run.state is State.ROUND
+    return run
+
+
+def test_devices_of_one_owner_do_not_make_up_for_an_owner_that_has_left() -> None:
+    """Its members joined three parties. The update of the last one would be the aggregate less what the twins know."""
+    run = in_company(ANN, BOB, CAT, DAN, cohort_min=3)
+    for member in (ANN, BOB, CAT):
+        assert give(run, member, 120.0) == []
+
+    assert run.handle_message(DAN, Lost("it is gone"), 121.0) == [Ask(1, (DAN,), 60.0)]
+    dismissed, aborted = run.handle_message(DAN, Lost("it is gone"), 122.0)
+
+    assert dismissed == Dismiss(DAN, "it is gone")
+    assert aborted == Abort("3 updates in round 1, of 2 owners, at least 3 owners wanted", at_work=())
+
+
+def test_members_that_joined_two_owners_go_on_with_two() -> None:
+    """They have agreed to that, in the cohort that they were shown."""
+    run = in_company(ANN, BOB, CAT, cohort_min=3)
+
+    give(run, ANN, 120.0)
+    give(run, BOB, 120.0)
+
+    [aggregated] = give(run, CAT, 120.0)
+    assert isinstance(aggregated, Aggregate)
+
+
+def test_a_restart_does_not_forget_how_many_owners_were_promised() -> None:
+    announced = announcement(cohort_min=3)
+
+    run, actions = TrainingRun.continued(
+        announced, (ANN, BOB, CAT), shown=(ANN, BOB, CAT, DAN), rounds_done=1, now=1_000.0, parties=owners
+    )
+
+    assert actions == [Abort("3 of the cohort are left, of 2 owners, at least 3 owners wanted", at_work=())]
+    assert run.is_over
 
 
 def test_a_coordinator_that_was_killed_in_mid_round_asks_for_that_round_anew() -> None:

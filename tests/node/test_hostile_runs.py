@@ -46,7 +46,7 @@ async def test_an_honest_puppet_is_served(world: World) -> None:
 async def test_invented_companions_do_not_make_a_cohort(world: World) -> None:
     """With keys of its own around one member, a coordinator would read that member's update by subtraction."""
     device, coordinator = await facing_a_member(world, cohort_min=3)
-    await coordinator.announce()
+    await coordinator.announce(cohort_min=3)
     invented = [companion(world, name, coordinator.announcement) for name in ("one", "two")]
 
     answer = await coordinator.open(device, invented)
@@ -58,12 +58,27 @@ async def test_invented_companions_do_not_make_a_cohort(world: World) -> None:
 
 async def test_a_cohort_of_one_is_refused_by_default(world: World) -> None:
     device, coordinator = await facing_a_member(world, cohort_min=3)
-    await coordinator.announce()
+    await coordinator.announce(cohort_min=3)
 
     answer = await coordinator.open(device)
 
     assert isinstance(answer, Decline)
     assert (answer.reason, answer.detail) == ("cohort", "cohort of 1, at least 3 wanted")
+    assert is_untouched(device)
+
+
+async def test_a_run_that_may_go_on_with_fewer_than_its_member_wants_is_not_for_it(world: World) -> None:
+    """The cohort at its opening may be as large as one likes: nobody tells its members who has left since."""
+    device, coordinator = await facing_a_member(world, cohort_min=3)
+
+    await coordinator.announce(cohort_min=2)
+
+    [answer] = coordinator.answers
+    assert isinstance(answer.message, Decline)
+    assert (answer.message.reason, answer.message.detail) == (
+        "cohort",
+        "it goes on with 2 members, at least 3 wanted",
+    )
     assert is_untouched(device)
 
 

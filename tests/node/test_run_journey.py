@@ -379,6 +379,29 @@ async def test_a_run_that_loses_its_company_ends_with_its_checkpoint(world: Worl
     assert world.founder.node.logbook.assembly.ballots(0) == []
 
 
+async def test_a_run_that_is_left_with_fewer_owners_than_it_began_with_ends(world: World) -> None:
+    """Three devices still, as many as were wanted, and two are of one owner: that one would read what the third has sent."""
+    (lone, other) = await settle_town(world, members=2)
+    twins = [await world.add(name, owner="one-and-the-same") for name in ("left", "right")]
+    for number, twin in enumerate(twins):
+        world.learning.give_data(twin, first=50_000 + 10_000 * number)
+        await world.acquaint(world.founder, twin)
+    run = await start(world)
+    await in_round(world, world.founder, run, 2)
+    await lone.kill()
+    await world.founder.restart()
+
+    view = await finish(world, world.founder, run)
+
+    assert (view.state, view.round) == ("aborted", 1)
+    assert view.reason == "3 updates in round 2, of 2 owners, at least 3 owners wanted"
+    assert [len(each.members) for each in view.history] == [4]
+    assert {each.peer_id for each in view.cohort if not each.out} == {
+        other.peer_id,
+        *(twin.peer_id for twin in twins),
+    }
+
+
 async def test_a_round_that_was_not_paid_can_be_claimed_after_the_coordinators_restart(world: World) -> None:
     """What was taken stands in the checkpoint until it is paid."""
     await settle_town(world)

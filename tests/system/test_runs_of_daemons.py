@@ -35,6 +35,8 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Device, lis
         for name, codes in zip(MEMBERS, CODES, strict=True):
             member = Device.member(name, founder)
             stack.enter_context(running(member))
+            settings = member.home / "config.toml"
+            settings.write_text("cohort_min = 2\n" + settings.read_text())  # one run goes on with two
             member.start()
             member.hold()
             lines = private_records(codes).splitlines(keepends=True)

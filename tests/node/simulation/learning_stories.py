@@ -205,14 +205,14 @@ async def say(mallory: Daemon, entry: Entry) -> None:
 
 # --- runs -------------------------------------------------------------------------------------------------------------
 async def school(
-    world: World, *, trainers: int = 3, budget_milli: int = 0, samples: int = 400
+    world: World, *, trainers: int = 3, owners: int = 99, budget_milli: int = 0, samples: int = 400
 ) -> tuple[Daemon, list[Daemon]]:
-    """A founder who coordinates, a line, and devices with data, each of an owner of its own."""
+    """A founder who coordinates, a line, and devices with data, each of an owner of its own while there are so many."""
     world.learning.begin()
     await world.learning.line()
     pupils: list[Daemon] = []
     for number in range(trainers):
-        pupils += await world.add(1, profile="laptop", owner=f"pupil {number}", is_seller=True)
+        pupils += await world.add(1, profile="laptop", owner=f"pupil {number % owners}", is_seller=True)
         world.learning.give_data(pupils[-1], samples=samples, budget_milli=budget_milli)
     (teacher,) = await world.add(1, profile="laptop", owner="teacher", is_seller=True)
     await world.run(12)
@@ -250,9 +250,9 @@ async def one_run(world: World) -> None:
 
 
 async def small_cohort(world: World) -> None:
-    """Only two hold such data, and their owners want three; the coordinator would be content."""
-    teacher, _ = await school(world, trainers=2)
-    await over(world, teacher, await world.learning.train(by=teacher, rounds=2, cohort_min=2))
+    """Three hold such data, two of them of one owner, and their owners want three parties; the coordinator is content."""
+    teacher, _ = await school(world, trainers=3, owners=2)
+    await over(world, teacher, await world.learning.train(by=teacher, rounds=2))
 
 
 async def false_cohort(world: World) -> None:
