@@ -47,6 +47,9 @@ from protocol.messages import (
 from protocol.topics import ROUND
 
 AWARD_TIMEOUT_S = 10.0  # it follows the opening at once
+CONFIRMATION_S = (
+    20.0  # after a restart: until members have confirmed the own log; a coordinator bears 30 s of silence
+)
 
 
 class RoundStream:
@@ -159,6 +162,8 @@ class RoundStream:
             raise NotAuthorised(f"peer {stream.peer_id} asks for a round of another's run")
         if known is not None and self._award_of(known).id != wanted.award:
             raise NotAuthorised(f"peer {stream.peer_id} names another award than the run's")
+        if known is not None and not known.ended:
+            await self._wait_confirmed(wanted.left_ms / 1000)
         begun = self._participant.begin(wanted.run, Task(wanted.round, wanted.since, wanted.state, payload))
         outcome = await self._wait(stream, begun) if isinstance(begun, Round) else begun
         if isinstance(outcome, FailedFrame):
@@ -166,6 +171,11 @@ class RoundStream:
             return
         assert known is not None, "only a run that was joined has results"
         await self._deliver(stream, task, known, outcome)
+
+    async def _wait_confirmed(self, left_s: float) -> None:
+        """Give a device that was just restarted time to be confirmed: refused at once, it would have missed the round."""
+        with trio.move_on_after(min(left_s, CONFIRMATION_S)):
+            await self._logbook.wait_confirmed()
 
     async def _wait(self, stream: Stream, under_way: Round) -> Result | FailedFrame:
         """Tell how far it is until it is done, or nobody listens any more; it goes on either way.

@@ -67,6 +67,7 @@ class Puppet:
         )
         self.advert = b""
         self.heads: tuple[Head, ...] = ()
+        self.yours: tuple[Head, ...] = ()  # what it says of the logs of whoever it greets
         self.tails: dict[str, Sealed[Any]] = {}
         self.mesh.serve(HELLO, self._answer_hello)
         self.mesh.subscribe(RUNS, lambda _data, _peer: Verdict.ACCEPT, self._overhear)
@@ -123,7 +124,7 @@ class Puppet:
         return Hello(
             boot=self.boot.to_bytes(16),
             heads=self.heads,
-            yours=(),
+            yours=self.yours,
             advert=self.advert,
             adverts=(),
             addresses=(self.address,),

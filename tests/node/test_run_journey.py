@@ -1,11 +1,14 @@
 """A training run from its announcement to its proposal, between whole nodes."""
 
 import pytest
+import trio
 
 from node.errors import StartError
+from node.services.cohort_link import SILENCE_S
+from node.services.round_stream import CONFIRMATION_S
 from node.simulation.learning import LINE, SKILL
-from protocol.messages import Manifest
-from tests.node.run_puppets import Member
+from protocol.messages import Accept, FailedFrame, Head, Manifest
+from tests.node.run_puppets import Coordinator, Member
 from tests.node.run_town import (
     ROUNDS,
     STEP_MICRO,
@@ -336,6 +339,54 @@ async def test_a_member_killed_in_mid_step_spends_once_and_is_back_in_the_next_r
     assert [spend.round for spend in spends(devices[0])] == [1, 2, 3]
     assert trained(devices[0]) == [1, 2, 3]
     assert devices[0].balance() == 2 * STEPS * STEP_MICRO
+
+
+async def test_a_member_that_is_asked_before_its_log_is_confirmed_waits_for_that(world: World) -> None:
+    """It was restarted between two rounds, and whoever could confirm it answers late: it does not miss the round."""
+    (device,) = await settle_town(world, 1, device={"cohort_min": 1})
+    coordinator = await unconfirmed(world, device)
+
+    async def heal() -> None:
+        await trio.sleep(8)
+        world.heal()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(heal)
+        update = await coordinator.ask(device)
+
+    assert isinstance(update, bytes)
+    assert trained(device) == [1]
+
+
+@pytest.mark.parametrize(("left_ms", "within_s"), [(60_000, CONFIRMATION_S), (5_000, 5.0)])
+async def test_a_member_that_nobody_confirms_refuses_within_the_rounds_time(
+    world: World, left_ms: int, within_s: float
+) -> None:
+    """And before its coordinator takes it for dead."""
+    (device,) = await settle_town(world, 1, device={"cohort_min": 1})
+    coordinator = await unconfirmed(world, device)
+    began_s = trio.current_time()
+
+    refused = await coordinator.ask(device, left_ms=left_ms)
+
+    assert isinstance(refused, FailedFrame)
+    assert refused.detail == "the own log is not confirmed yet"
+    assert within_s <= trio.current_time() - began_s < within_s + 1 < SILENCE_S
+    assert trained(device) == []
+
+
+async def unconfirmed(world: World, device: Daemon) -> Coordinator:
+    """A puppet whose run a device has joined, which is back after a restart and is told of an entry that it has not written."""
+    puppet = await world.puppet("coordinator")
+    await puppet.meet(device)
+    coordinator = Coordinator(puppet)
+    await coordinator.announce()
+    assert isinstance(await coordinator.open(device), Accept)
+    world.partition([device], [world.founder])
+    puppet.yours = (Head(author=device.peer_id, log="bilateral", index=99, entry=bytes(32)),)
+    await device.restart()
+    await puppet.meet(device)
+    return coordinator
 
 
 async def test_a_member_without_a_budget_trains_the_broken_round_again(world: World) -> None:
