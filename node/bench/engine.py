@@ -8,6 +8,7 @@ by 10 %.
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -237,8 +238,12 @@ def questions_of(
 
 
 def _text(label: str, tokens: int) -> str:
-    """Return a text of so many tokens (the model's vocabulary is of bytes) that begins with its label."""
-    return f"{label}: {WORDS * (tokens // len(WORDS) + 1)}"[:tokens]
+    """Return a text of so many tokens (the model's vocabulary is of bytes) that begins as no other label's does.
+
+    Both sides reuse what a slot has read before: digits that count up would be half of a short prompt.
+    """
+    beginning = sha256(label.encode()).hexdigest()[:8]
+    return f"{beginning} {WORDS * (tokens // len(WORDS) + 1)}"[:tokens]
 
 
 def _two_turns(label: str, history_tokens: int) -> Question:

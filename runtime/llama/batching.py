@@ -29,7 +29,7 @@ from runtime.llama.checking import Check
 from runtime.llama.contrast import contrast
 from runtime.llama.lowlevel import ModelError
 from runtime.llama.model import NOT_FINITE, Aborted, Model, NotFinite, Row
-from runtime.llama.padding import GROUP, Padding
+from runtime.llama.padding import Padding, to_add_to_piece
 from runtime.llama.prefix_cache import PrefixCache, Sequence
 from runtime.llama.sampling import Drawn, Sampler
 from runtime.llama.template import TemplateError
@@ -266,8 +266,8 @@ class Batcher:
             for i in range(start, start + count)
         ]
         decodes_only = len(rows) == len(shares)
-        extra = self._padding.to_add(len(rows)) if decodes_only and self._may_pad(rows) else 0
-        self.cache.make_room(len(rows) + extra)
+        extra = self._to_add(shares, rows) if self.model.scratch_cells else 0
+        self.cache.make_room(len(rows))
         began = time.perf_counter()
         try:
             self.model.use_adapter(adapter)
@@ -307,10 +307,11 @@ class Batcher:
         self._stepped[adapter] = self._steps
         return adapter
 
-    def _may_pad(self, rows: list[Row]) -> bool:
-        """Whether rows may be added: never to one that is alone, which is to be exact, nor where no cell is free."""
-        running = sum(len(job.sequence.cached) for job in self.jobs)
-        return len(rows) > 1 and self.model.can_rewind and running + len(rows) + GROUP <= self.model.cells
+    def _to_add(self, shares: list[tuple[Job, int]], rows: list[Row]) -> int:
+        """Return how many rows that mean nothing to add. Who is alone is exact, so there nothing measured counts."""
+        if len(shares) == 1:
+            return to_add_to_piece(len(rows), rows[0].position) if self.model.fills_tiles else 0
+        return self._padding.to_add(len(rows)) if len(rows) == len(shares) else 0
 
     def _plan(self, jobs: list[Job]) -> list[tuple[Job, int]]:
         """Return which of an adapter's jobs have how many rows in the next batch, in their order."""
@@ -376,10 +377,10 @@ class Batcher:
                 reading.append((job, index - count + 1, start, count))
             elif len(job.sequence.cached) == len(job.tokens):
                 drawing.append((job, index))
-        for job, index in drawing:
-            if not self.model.is_finite(index):
-                # The rest of the step is as little worth: those jobs come to the same place once more.
-                return self._begin_again(job)
+        finite = self.model.finite_rows([index for _, index in drawing])
+        if not all(finite):
+            # The rest of the step is as little worth: those jobs come to the same place once more.
+            return self._begin_again(drawing[finite.index(False)][0])
         said: list[wire.FromChild] = []
         for job, row, start, count in reading:
             try:

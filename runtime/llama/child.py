@@ -27,6 +27,7 @@ from runtime.engine import BadRequest
 from runtime.examiner import BadAdapter
 from runtime.llama import wire
 from runtime.llama.batching import SPARE_SEQUENCES, Batcher, NoCells, TooLong
+from runtime.llama.denormals import flush_denormals
 from runtime.llama.embedding import Embedder
 from runtime.llama.embedding_model import EmbeddingModel
 from runtime.llama.lowlevel import AbortFlag, FirstError, ModelError, gpu_name, llama
@@ -389,6 +390,7 @@ def main() -> None:
     confinement = sandbox.Confinement.from_arguments(sys.argv[1:])
     abort = AbortFlag()
     bounds = RenderBounds()
+    flush_denormals()
     llama.llama_backend_init()
     gpu = gpu_name()
     level = confinement.enter()

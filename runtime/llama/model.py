@@ -3,12 +3,12 @@
 import ctypes
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from runtime.llama.lowlevel import AbortFlag, FirstError, ModelError, all_finite, gpu_name, llama
-from runtime.llama.padding import GROUP
+from runtime.llama.padding import GROUP, TILE
 from runtime.llama.template import CHATML, ChatTemplate, RenderBounds
 from runtime.llama.tokenizer import tokenize
 from runtime.llama.weights import load_weights
@@ -28,6 +28,9 @@ EXAM_LOGITS_MAX = 16_777_216
 DRAW_THREADS = min(4, os.cpu_count() or 1)
 PARALLEL_LOGITS_MIN = 4 * 65_536
 NOT_FINITE = "the model computes numbers that are not finite; its weights are damaged"
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _libc = ctypes.CDLL(None)
 _libc.fmemopen.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p]
@@ -72,8 +75,10 @@ class Model:
     Attributes:
         batch_tokens: rows of a batch, at most.
         sequences: of the cache.
-        scratch: one sequence more, for rows that mean nothing.
         cells: tokens that they hold together, at most.
+        scratch: one sequence more, for rows that mean nothing…
+        scratch_cells: …and how many of them it holds, beside the others' cells.
+        fills_tiles: a prompt's last piece is made up to a tile (see `padding.py`).
         adapters: digests of those that are loaded.
 
     Raises:
@@ -127,6 +132,8 @@ class Model:
                 self.context_tokens, min(cells or sys.maxsize, self.context_tokens * slots)
             )
             self.scratch = self.sequences
+            self.scratch_cells = TILE if self.can_rewind and exam_cells is None else 0
+            self.fills_tiles = self.chunk_tokens == TILE
             self._make_context(threads)
             self.template = self._read_template(bounds)
         except BaseException:
@@ -214,23 +221,27 @@ class Model:
             raise NotFinite(NOT_FINITE)
         return int(llama.llama_sampler_sample(sampler, self._context, index))
 
+    def finite_rows(self, indexes: list[int]) -> list[bool]:
+        """Say of each of these rows of the last batch whether its logits are numbers."""
+        return self._shared_out(self.is_finite, indexes)
+
     def sample_all(self, draws: list[tuple[Any, int]]) -> list[int]:
-        """Draw for each (sampler, row of the last batch), as `sample` does, from rows that were found finite.
+        """Draw for each (sampler, row of the last batch), as `sample` does, from rows that were found finite."""
+        return self._shared_out(
+            lambda draw: int(llama.llama_sampler_sample(draw[0], self._context, draw[1])), draws
+        )
 
-        Many draws from a large vocabulary are shared among threads: ctypes gives the GIL back, the chains know nothing
-        of each other, and the cores have nothing else to do until the next step.
+    def _shared_out(self, look: Callable[[T], R], rows: list[T]) -> list[R]:
+        """Look at rows of logits, many of a large vocabulary in several threads.
+
+        ctypes gives the GIL back, the rows know nothing of each other, and the cores have nothing else to do until the
+        next step.
         """
-        threads = DRAW_THREADS if len(draws) * self.vocabulary_size >= PARALLEL_LOGITS_MIN else 1
-        parts = [draws[start::threads] for start in range(threads)]
-        others = [self._drawers.submit(self._sample_part, part) for part in parts[1:]]
-        tokens = [0] * len(draws)
-        tokens[::threads] = self._sample_part(parts[0])
-        for start, other in enumerate(others, 1):
-            tokens[start::threads] = other.result()
-        return tokens
-
-    def _sample_part(self, draws: list[tuple[Any, int]]) -> list[int]:
-        return [int(llama.llama_sampler_sample(sampler, self._context, index)) for sampler, index in draws]
+        threads = DRAW_THREADS if len(rows) * self.vocabulary_size >= PARALLEL_LOGITS_MIN else 1
+        parts = [rows[start::threads] for start in range(threads)]
+        others = [self._drawers.submit(lambda part: [look(row) for row in part], part) for part in parts[1:]]
+        found = [[look(row) for row in parts[0]], *(other.result() for other in others)]
+        return [found[i % threads][i // threads] for i in range(len(rows))]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Let an empty sequence begin with the first tokens of another: they share the cells."""
@@ -319,7 +330,7 @@ class Model:
 
     def _make_context(self, threads: int) -> None:
         parameters = llama.llama_context_default_params()
-        parameters.n_ctx = self.cells
+        parameters.n_ctx = self.cells + self.scratch_cells
         parameters.n_batch = parameters.n_ubatch = self.batch_tokens
         parameters.n_seq_max = self.sequences + self.can_rewind
         parameters.n_threads = parameters.n_threads_batch = threads

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from runtime.llama.padding import GROUP, TRY_OTHER_EVERY, Padding
+from runtime.llama.padding import GROUP, TILE, TRY_OTHER_EVERY, Padding, to_add_to_piece
 
 
 def grouped(rows: int) -> float:
@@ -50,3 +52,26 @@ def test_what_a_busy_moment_made_look_slow_is_tried_again() -> None:
 
     assert before[-10:-1] == [0] * 9
     assert after[-10:-1] == [1] * 9
+
+
+def test_a_piece_far_into_a_prompt_is_made_up_to_a_tile() -> None:
+    assert to_add_to_piece(44, 960) == TILE - 44
+    assert to_add_to_piece(20, 4_096) == TILE - 20
+
+
+def test_a_piece_near_the_beginning_or_of_few_rows_is_made_up_to_a_group() -> None:
+    assert to_add_to_piece(41, 64) == 3
+    assert to_add_to_piece(3, 960) == 1
+    assert to_add_to_piece(8, 960) == 0
+
+
+@given(rows=st.integers(1, TILE), start=st.integers(0, 200_000))
+def test_no_piece_grows_over_a_tile_and_one_row_stays_alone(rows: int, start: int) -> None:
+    added = to_add_to_piece(rows, start)
+
+    assert 0 <= added <= TILE - rows
+    assert rows > 1 or not added
+
+
+def test_a_whole_tile_is_left_as_it_is() -> None:
+    assert to_add_to_piece(TILE, 0) == to_add_to_piece(TILE, 100_000) == 0

@@ -16,6 +16,7 @@ from runtime.llama import wire
 from runtime.llama.batching import PASSED_OVER_MAX, SPARE_SEQUENCES, Batcher
 from runtime.llama.lowlevel import AbortFlag, FirstError, llama
 from runtime.llama.model import PARALLEL_LOGITS_MIN, Model, Row
+from runtime.llama.padding import TILE
 from runtime.llama.sampling import Sampler
 from runtime.llama.template import RenderBounds
 from runtime.llama.vocabulary import Vocabulary
@@ -130,6 +131,37 @@ def test_a_warm_prompt_is_answered_as_a_cold_one_bit_for_bit(bench: Bench) -> No
     assert bench.ids[again] == cold
     assert bench.computed(again) <= bench.batcher.model.chunk_tokens
     assert bench.ids[longer] == bench.cold(f"{LONG} And then?")
+
+
+def test_a_last_piece_is_made_up_to_a_tile_however_full_the_cache_is(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exactness is the same batches everywhere: rows that are added need no cell that another could have taken."""
+    model = bench.batcher.model
+    decode, sizes = model.decode, list[int]()
+
+    def watched(rows: list[Row]) -> None:
+        sizes.append(len(rows))
+        decode(rows)
+
+    monkeypatch.setattr(model, "decode", watched)
+    far = STORY * 10
+    cold = bench.cold(far)
+    prompt = sizes[: len(sizes) - len(cold) + 1]  # the first token is drawn from its last batch
+    bench.batcher.cache.forget_all()
+    for number in range(SLOTS):
+        bench.answer(f"{number} {far}")
+    bench.answer(f"Now: {STORY * 4}")
+    bench.answer(f"Then: {STORY}")
+    held = sum(len(each.cached) for each in bench.batcher.cache.sequences)
+    sizes.clear()
+
+    again = bench.answer(far)
+
+    assert model.cells - held < TILE
+    assert prompt == [TILE] * len(prompt)
+    assert sizes == [*prompt, *[1] * (len(cold) - 1)]
+    assert again == cold
 
 
 @pytest.mark.parametrize("seed", range(6))
