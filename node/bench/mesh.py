@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Self
 
 from node.config import Config
@@ -198,11 +199,14 @@ def bare_llama(model: Path) -> Iterator[Bare]:
 
 
 @contextmanager
-def helper(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def helper(
+    name: str, *arguments: str, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[subprocess.Popen[str]]:
     """Run one of this package's own processes; it is ended by its id, whatever happens."""
     command = [sys.executable, "-m", f"node.bench.{name}", *arguments]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+    variables = os.environ | environment
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=variables) as process:
         try:
             yield process
         finally:

@@ -23,6 +23,7 @@ import httpx
 from node.bench.mesh import THREADS, Bare, helper
 from node.bench.random_gguf import rendered
 from node.local_mesh.processes import LocalMeshFailed, until
+from runtime.llama.process import ENVIRONMENT
 
 SERVER: Final = "llama-server"
 ANSWER_S_MAX: Final = 300.0  # without a byte
@@ -98,7 +99,8 @@ def engine(
 def bare_batch(model: Path, *, slots: int, context_tokens: int) -> Iterator[Helper]:
     """Run the bare library: prompts one after another, then all answers in one batch."""
     numbers = (str(THREADS), str(slots), str(context_tokens))
-    with helper("bare_batch", str(model), *numbers) as process:
+    # In pages as large as the engine's child has, so that both sides compute alike.
+    with helper("bare_batch", str(model), *numbers, environment=ENVIRONMENT) as process:
         yield Helper(process)
 
 

@@ -20,6 +20,9 @@ from runtime.llama import wire
 
 START_S_MAX = 20.0  # to import and to close the sandbox: 0.2 s on an idle machine
 READ_FIRST_S = 0.1
+# Weights in pages of 2 MB instead of 4 kB, where glibc is 2.35 or newer: batches of a 1B model took 2 to 3 % less time. The
+# kernel gives such pages to whoever asks, and most systems leave it at that.
+ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 _ERRORS: dict[str, type[EngineError]] = {
     "too_long": PromptTooLong,
     "template": BadTemplate,
@@ -61,7 +64,7 @@ class LlamaChild:
         handle: Callable[[GenerationMessage], None],
         main: str = "runtime.llama.child",
     ) -> None:
-        self._process, sock = sandbox.spawn(main, readable, memory_bytes_max)
+        self._process, sock = sandbox.spawn(main, readable, memory_bytes_max, ENVIRONMENT)
         sock.setblocking(False)
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self._handle = handle
