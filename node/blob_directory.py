@@ -5,12 +5,15 @@ crash or a broken connection left of a fetch goes on where it ended; it is hashe
 
 A blob is hashed once more before it is first read in each run: a file that rotted is dropped, and fetched again by
 whoever needs it, instead of being served to others under a name that is not its own.
+
+Some of the disk is left to the database and the user. When a blob more would take of that, those that nobody names go.
 """
 
 import hashlib
 import os
 import shutil
 import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +21,7 @@ import trio
 
 from node.blobs import BlobNotFound, not_here
 from node.private_file import sync_directory, write_atomic
+from node.spare_blobs import Kept, whom_to_drop
 from node.store import StoreFull
 from protocol.limits import MIB
 from runtime.engine import Digest
@@ -36,11 +40,20 @@ class DirectoryBlobs:
     Args:
         directory: is made, 0700, if it is not there.
         free_bytes_min: what must stay free on its disk.
+        free_bytes: how much is; None: as the system says.
     """
 
-    def __init__(self, directory: Path, *, free_bytes_min: int = FREE_BYTES_MIN) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        free_bytes_min: int = FREE_BYTES_MIN,
+        free_bytes: Callable[[], int] | None = None,
+    ) -> None:
         self.directory = directory.absolute()
         self._free_bytes_min = free_bytes_min
+        self._free_bytes = free_bytes or (lambda: shutil.disk_usage(self.directory).free)
+        self._named: Callable[[], Collection[bytes]] | None = None
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._sizes: dict[Digest, int] = {}
         self._verified: set[Digest] = set()
@@ -85,8 +98,10 @@ class DirectoryBlobs:
         """See `Blobs.put`."""
         digest = Digest(hashlib.sha256(data).digest())
         if digest in self._sizes:
+            with suppress(OSError):  # it is as young as a new one
+                self.path(digest).touch()
             return digest
-        self._check_room(len(data))
+        await self._make_room(len(data))
         try:
             await trio.to_thread.run_sync(write_atomic, self.path(digest), data)
         except OSError as error:
@@ -101,7 +116,7 @@ class DirectoryBlobs:
         if there > size:
             there = 0
         self._forget_old_parts(part)
-        self._check_room(size - there)
+        await self._make_room(size - there)
         self._parts[digest] = there
         return there
 
@@ -135,6 +150,10 @@ class DirectoryBlobs:
         self.path(digest).unlink(missing_ok=True)
         self._part(digest).unlink(missing_ok=True)
 
+    def keep_named(self, named: Callable[[], Collection[bytes]]) -> None:
+        """See `Blobs.keep_named`."""
+        self._named = named
+
     def _forget_old_parts(self, kept: Path) -> None:
         """Drop the parts that nothing was added to for longest; one that is being fetched has just got a chunk."""
         others = [path for path in self.directory.glob(f"*{_PART}") if path != kept]
@@ -157,12 +176,22 @@ class DirectoryBlobs:
     def _part(self, digest: Digest) -> Path:
         return self.directory / (digest.hex() + _PART)
 
-    def _check_room(self, size: int) -> None:
-        free = shutil.disk_usage(self.directory).free
-        if free < size + self._free_bytes_min:
+    async def _make_room(self, size: int) -> None:
+        wanted = size + self._free_bytes_min
+        if self._named is not None and (lacking := wanted - self._free_bytes()) > 0:
+            for digest in whom_to_drop(self._kept(), lacking, self._named()):
+                await self.drop(digest)
+        if (free := self._free_bytes()) < wanted:
             raise StoreFull(
-                f"{self.directory} has {free // MIB} MiB free, expected {(size + self._free_bytes_min) // MIB}; free some"
+                f"{self.directory} has {free // MIB} MiB free, expected {wanted // MIB}; free some"
             )
+
+    def _kept(self) -> list[Kept]:
+        kept, now = [], time.time()
+        for digest, size in self._sizes.items():
+            with suppress(OSError):
+                kept.append(Kept(digest, size, now - self.path(digest).stat().st_mtime))
+        return kept
 
 
 def _digest_of(name: str) -> Digest | None:

@@ -3,6 +3,7 @@
 Nothing private is ever put here: what is in it is served to whoever of the mesh asks (`services/blob_exchange.py`).
 """
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -73,6 +74,12 @@ class Blobs(Protocol):
     async def drop(self, digest: Digest) -> None:
         """Forget a blob, or what was fetched of it."""
 
+    def keep_named(self, named: Callable[[], Collection[bytes]]) -> None:
+        """Say which blobs are still needed: whatever else is here may go when there is no room for another one.
+
+        See `node.spare_blobs`; until it is said, nothing goes.
+        """
+
 
 class NoBlobs:
     """The blobs of a node that was given no place to keep any: it has none, and takes none."""
@@ -108,6 +115,9 @@ class NoBlobs:
     async def finish(self, digest: Digest) -> bool:  # noqa: ARG002
         """See `Blobs.finish`."""
         return False
+
+    def keep_named(self, named: Callable[[], Collection[bytes]]) -> None:
+        """See `Blobs.keep_named`."""
 
     async def drop(self, digest: Digest) -> None:
         """See `Blobs.drop`."""

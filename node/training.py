@@ -68,7 +68,7 @@ class Training:
         enlisted.load(records)
         book = RunBook(ports.store)
         book.load(records)
-        named = NamedBlobs(ports.blobs, book, enlisted)
+        named = NamedBlobs(ports.blobs, book, enlisted, lambda: logbook.assembly, members_time.utc_ms)
         fitting = None
         if ports.trainer is not None and ports.data is not None and privacy is not None:
             fitting = Fitting(
@@ -112,6 +112,7 @@ class Training:
             clock=ports.clock,
             members_time=members_time,
             blobs=ports.blobs,
+            named=named,
             exchange=exchange,
             adapters=ports.adapters or NoAdapters(),
             examiner=ports.examiner,

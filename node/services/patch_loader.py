@@ -38,7 +38,7 @@ RETRY_S, RETRY_S_MAX = 2.0, 120.0  # nobody has the blob, no memory for an exam:
 NEVER_LOADED = (BadAdapter, AdapterRefused, AdapterSetAside)
 
 
-def _is_lost(ballot: BallotView, now_ms: int) -> bool:
+def is_lost(ballot: BallotView, now_ms: int) -> bool:
     """Whether a proposal will never be in force, whatever its line becomes and whatever is still to come."""
     match ballot.state:
         case BallotState.REJECTED:
@@ -135,7 +135,7 @@ class PatchLoader:
                 self._journal.write("manifest_heard", **fields)
             if ballot.state is not known and ballot.state is BallotState.RATIFIED:
                 self._journal.write("patch_ratified", **fields, adapter=message.adapter)
-            if ballot.id not in self._lost and _is_lost(ballot, self._utc_ms()):
+            if ballot.id not in self._lost and is_lost(ballot, self._utc_ms()):
                 self._lost.add(ballot.id)
                 nursery.start_soon(self._drop, Digest(message.adapter))
             self._states[ballot.id] = ballot.state
@@ -144,7 +144,7 @@ class PatchLoader:
         """Drop a blob unless another proposal may yet need it. Else four files a day of each member would stay for ever."""
         ballots = self._logbook.assembly.ballots(self._utc_ms())
         of_adapter = [each for each in ballots if each.manifest.message.adapter == adapter]
-        if self._blobs.has(adapter) and all(_is_lost(each, self._utc_ms()) for each in of_adapter):
+        if self._blobs.has(adapter) and all(is_lost(each, self._utc_ms()) for each in of_adapter):
             await self._blobs.drop(adapter)
 
     def _unload_barred(self) -> None:

@@ -15,6 +15,7 @@ from node.clock import Clock, MembersTime
 from node.evaluation_set import read_questions, scores_of
 from node.journal import Journal
 from node.logbook import Logbook
+from node.named_blobs import NamedBlobs
 from node.runs import DomainView
 from node.services.blob_exchange import BlobExchange
 from node.services.sync import Sync
@@ -58,6 +59,7 @@ class RunPatch:
         clock: Clock,
         members_time: MembersTime,
         blobs: Blobs,
+        named: NamedBlobs,
         exchange: BlobExchange,
         adapters: AdapterMaker,
         examiner: Examiner | None,
@@ -69,6 +71,7 @@ class RunPatch:
         self._clock = clock
         self._members_time = members_time
         self._blobs = blobs
+        self._named = named
         self._exchange = exchange
         self._adapters = adapters
         self._examiner = examiner
@@ -96,7 +99,7 @@ class RunPatch:
     async def after(
         self, announced: RunAnnouncement, adapter: bytes, *, is_glance: bool = False
     ) -> tuple[DomainResult, ...]:
-        """Return how the base does with an adapter file; it is among the blobs only while it is examined.
+        """Return how the base does with an adapter file; it is among the blobs only while it is examined, if nobody names it.
 
         Args:
             announced: whose line says the questions.
@@ -107,7 +110,7 @@ class RunPatch:
         try:
             return await self._examine(announced, digest, is_glance=is_glance)
         finally:
-            await self._blobs.drop(digest)
+            await self._named.drop([digest])
 
     async def _examine(
         self, announced: RunAnnouncement, adapter: Digest | None, *, is_glance: bool = False

@@ -4,11 +4,13 @@ What was appended is there after a crash, what was under way is not; a disk that
 """
 
 import hashlib
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import trio
 
 from node.blobs import not_here
+from node.spare_blobs import Kept, whom_to_drop
 from node.store import StoreFull
 from runtime.engine import Digest
 
@@ -18,11 +20,16 @@ class MemoryBlobs:
 
     Args:
         size_bytes_max: of all blobs together; None: endless.
+
+    Attributes:
+        born_s: when each was put or fetched, in virtual seconds.
     """
 
     def __init__(self, size_bytes_max: int | None = None) -> None:
         self.size_bytes_max = size_bytes_max
         self._blobs: dict[Digest, bytes] = {}
+        self.born_s: dict[Digest, float] = {}
+        self._named: Callable[[], Collection[bytes]] | None = None
         self._fetched: dict[Digest, bytearray] = {}  # of blobs that are not whole yet
 
     def has(self, digest: Digest) -> bool:
@@ -53,6 +60,7 @@ class MemoryBlobs:
         if digest not in self._blobs:
             self._make_room(len(data))
             self._blobs[digest] = bytes(data)
+        self.born_s[digest] = trio.current_time()
         self._fetched.pop(digest, None)
         return digest
 
@@ -79,12 +87,21 @@ class MemoryBlobs:
         if data is None or hashlib.sha256(data).digest() != digest:
             return False
         self._blobs[digest] = bytes(data)
+        self.born_s[digest] = trio.current_time()
         return True
 
     async def drop(self, digest: Digest) -> None:
         """See `Blobs.drop`."""
         await trio.lowlevel.checkpoint()
+        self._forget(digest)
+
+    def keep_named(self, named: Callable[[], Collection[bytes]]) -> None:
+        """See `Blobs.keep_named`."""
+        self._named = named
+
+    def _forget(self, digest: Digest) -> None:
         self._blobs.pop(digest, None)
+        self.born_s.pop(digest, None)
         self._fetched.pop(digest, None)
 
     def _here(self, digest: Digest) -> bytes:
@@ -93,6 +110,17 @@ class MemoryBlobs:
         return self._blobs[digest]
 
     def _make_room(self, size: int) -> None:
-        held = sum(map(len, self._blobs.values())) + sum(map(len, self._fetched.values()))
-        if self.size_bytes_max is not None and held + size > self.size_bytes_max:
+        if self.size_bytes_max is None:
+            return
+        if self._named is not None and (lacking := self._held() + size - self.size_bytes_max) > 0:
+            now = trio.current_time()
+            kept = [
+                Kept(digest, len(data), now - self.born_s[digest]) for digest, data in self._blobs.items()
+            ]
+            for digest in whom_to_drop(kept, lacking, self._named()):
+                self._forget(digest)
+        if self._held() + size > self.size_bytes_max:
             raise StoreFull(f"the simulated disk holds {self.size_bytes_max} bytes at most")
+
+    def _held(self) -> int:
+        return sum(map(len, self._blobs.values())) + sum(map(len, self._fetched.values()))

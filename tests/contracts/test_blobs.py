@@ -1,14 +1,18 @@
 """What every backend of the Blobs port promises. A new backend joins by adding itself to `BACKENDS`."""
 
 import hashlib
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 from node.blob_directory import DirectoryBlobs
 from node.blobs import BlobNotFound, Blobs
 from node.simulation.memory_blobs import MemoryBlobs
+from node.spare_blobs import AGE_S_MIN
 from node.store import StoreFull
 from runtime.engine import Digest
 
@@ -31,6 +35,16 @@ class Directory:
     def full(self) -> Blobs:
         return DirectoryBlobs(self._directory, free_bytes_min=2**62)
 
+    def small(self, size_bytes: int) -> Blobs:
+        def free_bytes() -> int:
+            return size_bytes - sum(path.stat().st_size for path in self._directory.iterdir())
+
+        return DirectoryBlobs(self._directory, free_bytes_min=0, free_bytes=free_bytes)
+
+    def age(self, digest: Digest, age_s: float) -> None:
+        then = time.time() - age_s
+        os.utime(self._directory / digest.hex(), (then, then))
+
 
 class Memory:
     """The simulator's disk: the object itself outlives its node."""
@@ -43,6 +57,13 @@ class Memory:
 
     def full(self) -> Blobs:
         return MemoryBlobs(size_bytes_max=1)
+
+    def small(self, size_bytes: int) -> Blobs:
+        self._blobs.size_bytes_max = size_bytes
+        return self._blobs
+
+    def age(self, digest: Digest, age_s: float) -> None:
+        self._blobs.born_s[digest] = trio.current_time() - age_s
 
 
 Place = Directory | Memory
@@ -206,3 +227,68 @@ async def test_a_full_disk_is_said_and_keeps_nothing(place: Place) -> None:
         await blobs.begin(digest_of(BLOB), len(BLOB))
 
     assert not place.open().has(digest_of(BLOB))
+
+
+# --- room for another one ---------------------------------------------------------------------------------------------
+async def held(place: Place, blobs: Blobs) -> list[Digest]:
+    """Three blobs of 10 bytes each, the oldest first, on a disk of 35; the first is named."""
+    old = [await blobs.put(bytes([number]) * 10) for number in range(3)]
+    for number, digest in enumerate(old):
+        place.age(digest, AGE_S_MIN + 30 - number)
+    blobs.keep_named(lambda: {old[0]})
+    return old
+
+
+async def test_what_nobody_names_makes_room_the_oldest_first(place: Place) -> None:
+    blobs = place.small(35)
+    old = await held(place, blobs)
+
+    new = await blobs.put(b"a new blob")
+
+    assert [blobs.has(each) for each in (*old, new)] == [True, False, True, True]
+    assert await blobs.read(new) == b"a new blob"
+
+
+async def test_a_fetch_finds_room_too(place: Place) -> None:
+    blobs = place.small(35)
+    old = await held(place, blobs)
+
+    assert await fetched(blobs, digest_of(b"x" * 20), b"x" * 20)
+
+    assert [blobs.has(each) for each in old] == [True, False, False]
+
+
+async def test_what_is_named_or_young_never_makes_room_and_nothing_goes_in_vain(place: Place) -> None:
+    """A full disk is said as before, and all that is here is still here."""
+    blobs = place.small(35)
+    old = await held(place, blobs)
+    place.age(old[2], AGE_S_MIN - 60)
+
+    with pytest.raises(StoreFull):
+        await blobs.put(b"x" * 26)
+    with pytest.raises(StoreFull):
+        await blobs.begin(digest_of(b"x" * 16), 16)
+
+    assert [blobs.has(each) for each in old] == [True, True, True]
+
+
+async def test_what_is_put_once_more_is_young_again(place: Place) -> None:
+    """Somebody is about to name it."""
+    blobs = place.small(35)
+    old = await held(place, blobs)
+
+    await blobs.put(bytes([1]) * 10)
+    await blobs.put(b"a new blob")
+
+    assert [blobs.has(each) for each in old] == [True, True, False]
+
+
+async def test_nothing_goes_before_it_was_said_what_is_named(place: Place) -> None:
+    blobs = place.small(15)
+    digest = await blobs.put(bytes(10))
+    place.age(digest, 2 * AGE_S_MIN)
+
+    with pytest.raises(StoreFull):
+        await blobs.put(b"a new blob")
+
+    assert blobs.has(digest)

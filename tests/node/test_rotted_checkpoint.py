@@ -22,6 +22,7 @@ from protocol.envelope import Sealed
 from protocol.messages import Award, Enlistment, RunAnnouncement
 from runtime.engine import Digest
 from tests.federation.members import ANN, BOB, MESH, RECIPE, SHAPES, announcement, enlistment
+from tests.marketplace.assembly.assembly_town import Town
 
 
 class Line(CohortLink):
@@ -52,14 +53,14 @@ def taken_up(directory: Path, file: RunFile, store: MemoryStore, told: list[str]
         return Line(bid.sender, told)
 
     blobs = DirectoryBlobs(directory, free_bytes_min=0)
-    book = RunBook(store)
+    book, clock = RunBook(store), SystemClock()
     never: Any = None  # what only a round that goes on needs
     tools = RunTools(
         mesh_id=MESH,
-        clock=SystemClock(),
+        clock=clock,
         logbook=never,
         blobs=blobs,
-        named=NamedBlobs(blobs, book, EnlistedBook(store)),
+        named=NamedBlobs(blobs, book, EnlistedBook(store), Town().assembly, clock.utc_ms),
         compute=at_once,
         book=book,
         patch=never,
