@@ -104,6 +104,7 @@ LAWS: Final[tuple[tuple[Law, When], ...]] = (
     (runs.who_trained_was_in_the_cohort, When.END),
     (runs.no_round_is_trained_twice, When.END),
     (runs.no_cohort_is_smaller_than_its_members_allow, When.END),
+    (runs.what_a_run_goes_on_from_is_there, When.END),
     (belonging.all_agree_on_the_assembly, When.CALM),
     (patches.all_follow_the_same_head, When.CALM),
     (belonging.chats_work_again, When.CALM),

@@ -12,6 +12,7 @@ from protocol.envelope import open_sealed
 from protocol.errors import RemoteProtocolError
 from protocol.identity import PeerId
 from protocol.messages import Accept, Enlistment, Spend
+from runtime.engine import Digest
 
 RESTING: Final = (*ENDED, "paused")  # a run that its owner may resume tomorrow is no run that was lost
 
@@ -71,11 +72,26 @@ def no_cohort_is_smaller_than_its_members_allow(scene: Scene) -> Iterator[Broken
 def every_run_ends(scene: Scene) -> Iterator[Broken]:
     """Each run that a device announced is finished, aborted, cancelled, unsold or paused in the end."""
     for daemon in scene.online:
+        if daemon.disk.is_full:
+            continue  # its end is written when there is room
         for file in scene.coordinated[daemon.name]:
             if file.state not in RESTING:
                 yield Broken(
                     daemon.name, f"run {file.run.hex()[:12]} is {file.state} after {file.done} rounds"
                 )
+
+
+def what_a_run_goes_on_from_is_there(scene: Scene) -> Iterator[Broken]:
+    """The blobs that a coordinator's record on disk names are on that disk, whenever the power goes, full or not."""
+    for daemon in scene.honest:
+        for file in scene.coordinated[daemon.name]:
+            named = (file.next,) if file.state in ENDED else (file.next, file.payload)
+            for digest in named:
+                if digest and not daemon.blobs.has(Digest(digest)):
+                    yield Broken(
+                        daemon.name,
+                        f"run {file.run.hex()[:12]}, which is {file.state}, names blob {digest.hex()[:12]}, and it is gone",
+                    )
 
 
 def ended_runs_hold_nothing(scene: Scene) -> Iterator[Broken]:

@@ -293,6 +293,18 @@ async def coordinator_dies(world: World) -> None:
     await over(world, teacher, run)
 
 
+async def full_in_a_run(world: World) -> None:
+    """The coordinator's disk is full after the first round, and stays so."""
+    teacher, _ = await school(world)
+    ended = when(world, "round_ended")
+    run = await world.learning.train(by=teacher, rounds=3)
+    await ended.wait()
+    await world.run(1)
+    await teacher.disk.fill()
+    await over(world, teacher, run)
+    await world.run(5)
+
+
 async def coordinator_gone_early(world: World) -> None:
     """The coordinator loses its power while it waits for bids."""
     teacher, _ = await school(world)

@@ -135,6 +135,20 @@ RUN_BUGS: Final = (
         fault("node.services.coordinator:Coordinator._release", ("if seat.award:", "if False:")),
     ),
     PlantedBug(
+        "dropped-before-the-record",
+        "a run that a full disk has ended drops its blobs while the record on that disk still names them",
+        "runs survive a crash of the coordinator",
+        stories.full_in_a_run,
+        ("what_a_run_goes_on_from_is_there",),
+        fault(
+            "node.services.coordinator:Coordinator._let_go",
+            (
+                "if await self._tools.book.keep_soon(file):",
+                "if await self._tools.book.keep_soon(file) or True:",
+            ),
+        ),
+    ),
+    PlantedBug(
         "runs-forgotten-by-a-crash",
         "a coordinator that starts anew leaves its runs where they were",
         "runs survive a crash of the coordinator",

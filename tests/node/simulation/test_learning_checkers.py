@@ -351,6 +351,11 @@ async def a_run_goes_on(hall: Hall) -> None:
     await hall.owner.disk.append([Record(RUN, RUN_ID, msgspec.msgpack.encode(file))])
 
 
+async def a_checkpoint_is_gone(hall: Hall) -> None:
+    file = RunFile(run=RUN_ID, announcement=b"", state="running", done=2, next=b"checkpoint".ljust(32))
+    await hall.owner.disk.append([Record(RUN, RUN_ID, msgspec.msgpack.encode(file))])
+
+
 async def an_ended_run_holds_credit(hall: Hall) -> None:
     member = hall.voters[1].peer_id
     seats = {str(member): Seat(enlistment=b"")}
@@ -400,6 +405,11 @@ FAULTS: tuple[tuple[Callable[..., Any], Callable[[Hall], Awaitable[None]], str],
     (runs.no_round_is_trained_twice, a_round_is_trained_again, "it trained round 1 of one run 2 times"),
     (runs.no_cohort_is_smaller_than_its_members_allow, a_cohort_is_too_small, "a cohort of 2, 3 wanted"),
     (runs.every_run_ends, a_run_goes_on, "is running after 2 rounds"),
+    (
+        runs.what_a_run_goes_on_from_is_there,
+        a_checkpoint_is_gone,
+        "is running, names blob 636865636b70, and it is gone",
+    ),
     (runs.ended_runs_hold_nothing, an_ended_run_holds_credit, "are still set aside for voter-2"),
 )
 
