@@ -46,14 +46,18 @@ class OwnData:
                 held_out=data_set.held_out,
                 budget_milli=budget_milli,
             )
-        hint = utility_hint(data_set.samples, self._book.share_milli(data_set))
+        share_milli = self._book.share_milli(data_set)
+        hint = utility_hint(data_set.samples, share_milli)
+        of_all = (
+            f"; one run may spend {share_milli / 1000:g} of the {budget_milli / 1000:g} (privacy_run_percent)"
+        )
         return {
             **msgspec.to_builtins(self._view(data_set)),
             "is_new": added.is_new,
             "duplicates": added.duplicates,
             "seen_before": added.seen_before,
             "outlook": hint.outlook.value,
-            "hint": hint.text,
+            "hint": hint.text + (of_all if share_milli < budget_milli else ""),
         }
 
     async def remove(self, digest_prefix: str) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def home(tmp_path: Path) -> Home:
 async def owner(home: Home, nursery: trio.Nursery) -> Owner:
     log = logbook()
     data = DataDirectory(home.data, SystemClock())
-    node = Owner(data, PrivacyBook(log, data, FakeNode().journal, run_percent=100))
+    node = Owner(data, PrivacyBook(log, data, FakeNode().journal, run_percent=25))
     await nursery.start(log.run)
     await nursery.start(partial(serve_admin, admin_app(node), home.admin_socket, node.journal))
     return node
@@ -123,7 +123,9 @@ async def test_a_set_is_added_listed_and_its_spending_shown(agora: Agora, owner:
     [as_json] = json.loads((await agora("data", "--json")).out)
 
     assert added.out == f"added pump-logs ({data_set.digest.hex()[:8]}): 540 to train on, 60 held out\n"
-    assert "540 records under epsilon 4.5 will most likely teach nothing" in " ".join(added.err.split())
+    told = " ".join(added.err.split())
+    assert "540 records under epsilon 1.125 will most likely teach nothing" in told
+    assert told.endswith("; one run may spend 1.125 of the 4.5 (privacy_run_percent)")
     for part in ("pump-logs", "540", "60", "4.5", f"{spent / 1000:.3f}", f"{4.5 - spent / 1000:.3f}"):
         assert part in shown.out
     assert "the unit is one record" in shown.out
@@ -197,9 +199,9 @@ async def test_a_file_that_is_not_there_is_said_before_the_daemon_is_asked(
 async def test_repeated_lines_and_records_seen_before_are_reported(
     agora: Agora, owner: Owner, logs: str, tmp_path: Path
 ) -> None:
-    await agora("data", "add", "logs", logs, "--budget", "4")
+    await agora("data", "add", "logs", logs, "--budget", "8")
     [data_set] = owner.sets.sets()
-    await owner.book.reserve(data_set, b"r" * 16, 1, NoisePlan(1_000, 20_000), 30)
+    assert await owner.book.reserve(data_set, b"r" * 16, 1, NoisePlan(1_000, 20_000), 30) is None
     more = tmp_path / "more.jsonl"
     more.write_bytes(records.encode((f"prompt {at % 700}", f"response {at % 700}") for at in range(710)))
 
