@@ -11,7 +11,7 @@ rows, those that decode included, and that is the longest that a decoding sequen
 an earlier one's that is still being read waits for that, and copies it.
 
 llama.cpp applies an adapter to a whole batch. So a step computes jobs of one adapter only (or of none), and where there
-are several, their steps take turns.
+are several, they take turns of some steps.
 
 Exactness. A greedy completion can be continued elsewhere, bit for bit, if the cache was filled in the same pieces:
 prompts in chunks that start at multiples of `chunk_tokens`, everything after the prompt in single tokens, nothing else
@@ -42,6 +42,9 @@ SPARE_SEQUENCES = 8
 # Of short prompts, a chunk each at most, that are waited for by streams that have one token so far. 16 streams that come
 # together write 10 % more tokens a second so. A stream that is further never waits, and for a long prompt nobody does.
 BURST_CHUNKS = 10
+# Of one adapter's jobs in a row: after a switch llama.cpp plans its memory anew, which takes 2 ms. A step that reads a prompt
+# ends the turn.
+TURN_STEPS = 4
 PASSED_OVER_MAX = 3  # batches in a row whose prompt rows went to others than the oldest prompt
 
 
@@ -130,9 +133,11 @@ class Batcher:
         )
         self.step_s = 0.0  # of the last step that only decoded: what replaying a token costs
         self._padding = Padding()
-        self._steps = 0
-        # The last step of each adapter's jobs, while there are several.
-        self._stepped: dict[bytes | None, int] = {}
+        # While there are several adapters: whose turn it is, for how many steps more, and when each had its last one.
+        self._turn: bytes | None = None
+        self._turn_left = 0
+        self._turns = 0
+        self._had_turn: dict[bytes | None, int] = {}
 
     def close(self) -> None:
         """Give everything back. Jobs that were running are gone."""
@@ -266,6 +271,7 @@ class Batcher:
             for i in range(start, start + count)
         ]
         decodes_only = len(rows) == len(shares)
+        self._turn_left = self._turn_left - 1 if decodes_only else 0
         extra = self._to_add(shares, rows) if self.model.scratch_cells else 0
         self.cache.make_room(len(rows))
         began = time.perf_counter()
@@ -297,15 +303,18 @@ class Batcher:
     # --- a step --------------------------------------------------------------------------------------------------
 
     def _next_adapter(self) -> bytes | None:
-        """Return the adapter of the jobs that have waited longest for a step."""
+        """Return the adapter whose turn it is: then that of the jobs that have waited longest for one."""
         adapters = dict.fromkeys(job.adapter for job in self.jobs)
         if len(adapters) <= 1:
-            self._stepped.clear()
+            self._had_turn.clear()
+            self._turn_left = 0
             return next(iter(adapters), None)
-        self._steps += 1
-        adapter = min(adapters, key=lambda each: self._stepped.get(each, 0))
-        self._stepped[adapter] = self._steps
-        return adapter
+        if self._turn_left <= 0 or self._turn not in adapters:
+            self._turns += 1
+            self._turn = min(adapters, key=lambda each: self._had_turn.get(each, 0))
+            self._had_turn[self._turn] = self._turns
+            self._turn_left = TURN_STEPS
+        return self._turn
 
     def _to_add(self, shares: list[tuple[Job, int]], rows: list[Row]) -> int:
         """Return how many rows that mean nothing to add. Who is alone is exact, so there nothing measured counts."""
