@@ -98,9 +98,9 @@ class DirectoryBlobs:
         """See `Blobs.put`."""
         digest = Digest(hashlib.sha256(data).digest())
         if digest in self._sizes:
-            with suppress(OSError):  # it is as young as a new one
-                self.path(digest).touch()
-            return digest
+            with suppress(OSError):  # it is as young as a new one; where its file is gone it is written again
+                os.utime(self.path(digest))
+                return digest
         await self._make_room(len(data))
         try:
             await trio.to_thread.run_sync(write_atomic, self.path(digest), data)

@@ -62,6 +62,16 @@ async def test_a_file_that_somebody_deleted_is_not_here_any_more(tmp_path: Path)
     assert not blobs.has(DIGEST)
 
 
+async def test_a_file_that_somebody_deleted_is_written_again(tmp_path: Path) -> None:
+    blobs = DirectoryBlobs(tmp_path)
+    await blobs.put(BLOB)
+    blobs.path(DIGEST).unlink()
+
+    await blobs.put(BLOB)
+
+    assert await blobs.read(DIGEST) == BLOB
+
+
 async def test_a_part_that_a_power_cut_tore_is_found_out_at_the_end(tmp_path: Path) -> None:
     """Its length is on disk and some of its bytes are not: file systems do that."""
     blobs = DirectoryBlobs(tmp_path)
