@@ -179,7 +179,7 @@ class Settlement:
 
         Raises:
             RemoteProtocolError: what came is no countersignature of this receipt.
-            StoreFailed, NotConfirmed: nothing can be signed now.
+            StoreFailed, NotConfirmed: no receipt can be signed now.
         """
         payment = self._logbook.ledger.payment(work.buyer, work.job_id, work.attempt)
         receipt = payment.receipt if payment else self._written(work.job_id, work.attempt)
@@ -193,7 +193,7 @@ class Settlement:
                 if payment is None:
                     await self._take_countersignature(stream, receipt)
                 # else the payer has only lost what it signed before
-        except (MeshError, trio.TooSlowError):
+        except (MeshError, StoreFailed, trio.TooSlowError):  # a full disk has no place for what the payer has signed
             wanted = SettlementWanted(award=work.award.id, job_id=work.job_id, attempt=work.attempt)
             self._follow_up(_Claim(work.buyer, wanted, receipt=receipt, on_end=on_end))
         else:

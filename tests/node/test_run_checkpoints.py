@@ -236,6 +236,25 @@ async def test_a_run_that_a_full_disk_has_ended_stays_so_when_there_is_room_agai
     assert world.founder.node.training_run(run).state == "aborted"
 
 
+async def test_pay_that_finds_a_members_disk_full_is_claimed_once_more(world: World) -> None:
+    """Seed 603 of the sweep: there was no room for what the payer had signed, and nobody asked it again."""
+    member, *_ = await settle_town(world)
+
+    def unpaid() -> bool:
+        return bool(member.node.logbook.ledger.unsettled(member.peer_id))
+
+    run = await start(world)
+    await world.until(unpaid, 120)
+    await member.disk.fill()
+    await finish(world, world.founder, run)
+    assert unpaid()
+
+    member.disk.empty()
+    await world.run(180)
+
+    assert not unpaid()
+
+
 async def test_what_an_ended_run_has_left_behind_is_dropped_at_the_next_start(world: World) -> None:
     """The power went between the record of its end and the drop."""
     await settle_town(world)
