@@ -193,7 +193,7 @@ class Settlement:
                 if payment is None:
                     await self._take_countersignature(stream, receipt)
                 # else the payer has only lost what it signed before
-        except (MeshError, StoreFailed, trio.TooSlowError):  # a full disk has no place for what the payer has signed
+        except (MeshError, StoreFailed, trio.TooSlowError):  # a full disk holds no payer's word either
             wanted = SettlementWanted(award=work.award.id, job_id=work.job_id, attempt=work.attempt)
             self._follow_up(_Claim(work.buyer, wanted, receipt=receipt, on_end=on_end))
         else:
