@@ -25,9 +25,8 @@ NEWCOMERS_JOBS: Final = 20  # of a seller, until so many were judged, each one i
 LATER_SHARE: Final = 0.07  # of those that follow
 STRAYS_PERCENT_MAX: Final = 1  # of a job's tokens may lie below the likeliest by more than the tolerance
 BARRED_S: Final = 24 * 3600.0  # a seller that was caught is not asked for so long, whoever else is there
-DRIFT_TOKENS_MIN: Final = (
-    8  # over two tokens honest float16 weights drifted by 0.3 logits, over eight the mean is steady
-)
+# Over two tokens honest float16 weights drifted by 0.3 logits; over eight the mean is steady.
+DRIFT_TOKENS_MIN: Final = 8
 # Of one token, at most, in a mean: so that a single wild one of an honest seller does not condemn a long answer.
 DIFFERENCE_MILLI_MAX: Final = 4_000
 

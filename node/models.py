@@ -29,6 +29,11 @@ DIGEST_PREFIX_HEX = 8
 BARE = "base"
 
 
+def has_adapter(engine: Engine, model: bytes, adapter: bytes) -> bool:
+    """Whether an engine has an adapter of a model at hand; the bare base (`NO_HASH`) always."""
+    return adapter == NO_HASH or engine.adapters.get(Digest(adapter)) == model
+
+
 class ModelNames:
     """Names over digests: the members' cards, the patches they ratified, the adverts heard, this device's own files."""
 

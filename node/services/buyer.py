@@ -35,7 +35,7 @@ from node.clock import Clock
 from node.jobs import Attempt, Job, JobBook, prompt_of
 from node.journal import Journal
 from node.logbook import Logbook
-from node.models import ModelNames
+from node.models import ModelNames, has_adapter
 from node.services.purchasing import Purchase, Purchasing, declines_of
 from node.services.reception import End, Ending, receive_tokens
 from node.services.settlement import Settlement
@@ -300,7 +300,7 @@ class Buyer:
         """Whether this device holds the model with its adapter, and may answer with it."""
         if self._logbook.me in job.request.not_by or Digest(job.digest) not in self._engine.models:
             return False
-        return job.adapter == NO_HASH or self._engine.adapters.get(Digest(job.adapter)) == job.digest
+        return has_adapter(self._engine, job.digest, job.adapter)
 
     async def _run_here(self, job: Job, attempt: Attempt, send: trio.MemorySendChannel[ChatEvent]) -> Ending:
         """Answer with our own engine: no auction, no receipt, nothing on any log."""

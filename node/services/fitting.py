@@ -172,9 +172,8 @@ class Fitting:
         await self._blobs.put(state)
         known.newest = result
         await self._book.keep(known)
-        if (
-            known.award
-        ):  # beside its own coordinator the same blobs are the checkpoint, which is not ours to drop
+        # beside its own coordinator the same blobs are the checkpoint, which is not ours to drop
+        if known.award:
             await self._named.drop([older])
 
     def data_set(self, known: EnlistedRun, name: str) -> DataSet:

@@ -15,6 +15,7 @@ from marketplace.room import Coming, Room
 from marketplace.warmth import Prefix, Session, Warmth
 from node.clock import Clock
 from node.logbook import Logbook
+from node.models import has_adapter
 from node.store import Store
 from protocol import limits
 from protocol.envelope import Sealed
@@ -117,7 +118,7 @@ class OwnOffer:
 
     def is_ready(self, model: bytes, adapter: bytes) -> bool:
         """Whether an adapter of a model can be served now; the bare base always can."""
-        return adapter == NO_HASH or self._engine.adapters.get(Digest(adapter)) == model
+        return has_adapter(self._engine, model, adapter)
 
     def busy(self, model: Digest, adapter: bytes) -> str:
         """Why a lease, whose buyer has asked nobody else, had better go to auction now: by the rule of all bids."""

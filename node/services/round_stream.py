@@ -47,9 +47,8 @@ from protocol.messages import (
 from protocol.topics import ROUND
 
 AWARD_TIMEOUT_S = 10.0  # it follows the opening at once
-CONFIRMATION_S = (
-    20.0  # after a restart: until members have confirmed the own log; a coordinator bears 30 s of silence
-)
+# After a restart, until members have confirmed the own log; a coordinator bears 30 s of silence.
+CONFIRMATION_S = 20.0
 
 
 class RoundStream:

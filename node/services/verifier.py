@@ -31,6 +31,7 @@ from marketplace.verification import (
 from node.clock import Clock
 from node.jobs import Attempt, Job, JobBook
 from node.journal import Journal
+from node.models import has_adapter
 from node.store import Record, Store
 from protocol.errors import AgoraError
 from protocol.identity import PeerId
@@ -204,9 +205,8 @@ class Verifier:
 
     # --- reading ------------------------------------------------------------------------------------------------
     def _is_held(self, check: Check) -> bool:
-        return Digest(check.model) in self._engine.models and (
-            check.adapter == NO_HASH or self._engine.adapters.get(Digest(check.adapter)) == check.model
-        )
+        is_here = Digest(check.model) in self._engine.models
+        return is_here and has_adapter(self._engine, check.model, check.adapter)
 
     async def _read(self, check: Check) -> Reading:
         """Return what the own engine says of each claimed token.

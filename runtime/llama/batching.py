@@ -15,7 +15,7 @@ are several, they take turns of some steps.
 
 Exactness. A greedy completion can be continued elsewhere, bit for bit, if the cache was filled in the same pieces:
 prompts in chunks that start at multiples of `chunk_tokens`, everything after the prompt in single tokens, nothing else
-in the batch. That holds for one job at a time and a cold cache, and for a cache whose reused part was filled so
+in the batch but rows that mean nothing, which follow from the piece and its place. That holds for one job at a time and a cold cache, and for a cache whose reused part was filled so
 (`exact_tokens`). Beside other jobs pieces are cut, and a batch of another shape is rounded otherwise.
 """
 
@@ -386,7 +386,7 @@ class Batcher:
                 reading.append((job, index - count + 1, start, count))
             elif len(job.sequence.cached) == len(job.tokens):
                 drawing.append((job, index))
-        finite = self.model.finite_rows([index for _, index in drawing])
+        finite = self.model.are_finite([index for _, index in drawing])
         if not all(finite):
             # The rest of the step is as little worth: those jobs come to the same place once more.
             return self._begin_again(drawing[finite.index(False)][0])

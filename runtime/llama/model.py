@@ -221,7 +221,7 @@ class Model:
             raise NotFinite(NOT_FINITE)
         return int(llama.llama_sampler_sample(sampler, self._context, index))
 
-    def finite_rows(self, indexes: list[int]) -> list[bool]:
+    def are_finite(self, indexes: list[int]) -> list[bool]:
         """Say of each of these rows of the last batch whether its logits are numbers."""
         return self._shared_out(self.is_finite, indexes)
 
