@@ -233,7 +233,7 @@ class Host:
             self._guard,
             self._subscriptions,
             per_s=self._settings.gossip_per_s,
-            open_gossip=self._open_raw,
+            open_gossip=self._open_gossip,
             connections_of=self._swarm.connections,
         )
 
@@ -350,6 +350,13 @@ class Host:
     async def _open_raw(self, peer_id: PeerId, name: str) -> MuxStream:
         """Open a stream to a peer and agree on its protocol; raises `Unreachable`."""
         return await self._agree(await self._reach(peer_id), name)
+
+    async def _open_gossip(self, peer_id: PeerId, name: str) -> MuxStream:
+        """Open a stream to a connected peer: gossip is no reason to dial one that is gone, or was told to go."""
+        connections = self._swarm.connections(peer_id)
+        if not connections:
+            raise Unreachable(f"{peer_id} is not connected")
+        return await self._agree(connections[0], name)
 
     async def _reach(self, peer_id: PeerId) -> Connection:
         await self._wait_up()

@@ -264,6 +264,17 @@ async def test_a_stream_to_a_known_peer_that_was_lost_dials_it_again(world: Worl
     assert ann.peers[-1] == PeerConnected(bob.peer_id, we_dialled=True)
 
 
+async def test_a_peer_that_was_let_go_at_once_is_not_dialled_again_by_gossip(world: World) -> None:
+    """Gossip may be greeting it just then; only somebody with something to say to a lost peer dials it."""
+    ann, bob, carol = await world.node(), await world.node(), await world.node()
+
+    await ann.mesh.dial(bob.mesh.addresses[0])
+    await ann.mesh.disconnect(bob.peer_id)
+
+    await join(ann, carol)  # takes as long as dialling bob again would have
+    assert ann.mesh.connected == {carol.peer_id}
+
+
 async def test_a_stream_to_a_stranger_is_unreachable(world: World) -> None:
     ann = await world.node()
 
