@@ -11,26 +11,28 @@ rows, those that decode included, and that is the longest that a decoding sequen
 an earlier one's that is still being read waits for that, and copies it.
 
 llama.cpp applies an adapter to a whole batch. So a step computes jobs of one adapter only (or of none), and where there
-are several, they take turns of some steps.
+are several, they take turns (`adapter_turns.py`).
 
-Exactness. A greedy completion can be continued elsewhere, bit for bit, if the cache was filled in the same pieces:
-prompts in chunks that start at multiples of `chunk_tokens`, everything after the prompt in single tokens, nothing else
-in the batch but rows that mean nothing, which follow from the piece and its place. That holds for one job at a time and a cold cache, and for a cache whose reused part was filled so
-(`exact_tokens`). Beside other jobs pieces are cut, and a batch of another shape is rounded otherwise.
+Exactness. A greedy completion can be continued elsewhere, bit for bit, if the cache was filled in the same pieces: the
+template's opening, the rest of the prompt in chunks of `chunk_tokens`, everything after the prompt in single tokens,
+nothing else in the batch but rows that mean nothing, which follow from the piece and its place. That holds for one job
+at a time and a cold cache, and for a cache whose reused part was filled so (`exact_tokens`). Beside other jobs pieces
+are cut, and a batch of another shape is rounded otherwise.
 """
 
 import time
-from dataclasses import dataclass, field
 from functools import cached_property
 
 from runtime.engine import BadRequest, no_room
 from runtime.llama import wire
+from runtime.llama.adapter_turns import AdapterTurns
 from runtime.llama.checking import Check
 from runtime.llama.contrast import contrast
+from runtime.llama.job import Job
 from runtime.llama.lowlevel import ModelError
 from runtime.llama.model import NOT_FINITE, Aborted, Model, NotFinite, Row
 from runtime.llama.padding import Padding, to_add_to_piece
-from runtime.llama.prefix_cache import PrefixCache, Sequence
+from runtime.llama.prefix_cache import PrefixCache, common_length
 from runtime.llama.sampling import Drawn, Sampler
 from runtime.llama.template import TemplateError
 from runtime.llama.tokens import CompletionText, State
@@ -42,9 +44,6 @@ SPARE_SEQUENCES = 8
 # Of short prompts, a chunk each at most, that are waited for by streams that have one token so far. 16 streams that come
 # together write 10 % more tokens a second so. A stream that is further never waits, and for a long prompt nobody does.
 BURST_CHUNKS = 10
-# Of one adapter's jobs in a row: after a switch llama.cpp plans its memory anew, which takes 2 ms. A step that reads a prompt
-# ends the turn.
-TURN_STEPS = 4
 PASSED_OVER_MAX = 3  # batches in a row whose prompt rows went to others than the oldest prompt
 
 
@@ -54,62 +53,6 @@ class TooLong(Exception):
 
 class NoCells(Exception):
     """The cache has no room for all that a job may become, beside those that run."""
-
-
-@dataclass(eq=False)
-class Job:
-    """One completion under way.
-
-    Attributes:
-        tokens: prompt, received, drawn.
-        chunked_end: tokens before this index are computed in chunks, those after it one by one.
-        completion: how many of `tokens` are the completion.
-        sequence: what of them is in the cache.
-        check: what is done with it instead of drawing.
-        leader: an earlier job that is computing the same beginning, and is waited for…
-        shared_tokens: …until it has so many tokens.
-        passed_over: batches since its prompt had a whole piece in one.
-        drawn: tokens that were drawn here.
-        is_begun_again: what it had in the cache was lost to numbers that were not finite, and computed once more.
-    """
-
-    call: int
-    tokens: list[int]
-    prompt_tokens: int
-    chunked_end: int
-    text: CompletionText
-    sampler: Sampler
-    tokens_max: int
-    sequence: Sequence
-    adapter: bytes | None = None
-    check: Check | None = None
-    leader: "Job | None" = None
-    shared_tokens: int = 0
-    passed_over: int = 0
-    drawn: int = 0
-    is_begun_again: bool = False
-    started: float = field(default_factory=time.perf_counter)
-    decode_started: float = 0.0
-    reused_tokens: int = 0
-
-    @property
-    def completion_tokens(self) -> int:
-        """Received and drawn; of a check its words."""
-        return self.check.done if self.check else len(self.tokens) - self.prompt_tokens
-
-    @property
-    def tokens_ever(self) -> int:
-        """What it has at its end, at most."""
-        return max(self.prompt_tokens + self.tokens_max, len(self.tokens))
-
-    def wants_logits(self, position: int) -> bool:
-        """Whether something is to be drawn or read from behind this token."""
-        return self.check.wants(position) if self.check else position == len(self.tokens) - 1
-
-    @property
-    def tokens_left(self) -> int:
-        """What is still to be computed in chunks."""
-        return self.chunked_end - len(self.sequence.cached)
 
 
 class Batcher:
@@ -129,15 +72,12 @@ class Batcher:
             sequences=model.sequences,
             cells=model.cells,
             chunk_tokens=model.chunk_tokens,
+            opening=_opening(model),
             can_share=model.can_rewind,
         )
         self.step_s = 0.0  # of the last step that only decoded: what replaying a token costs
         self._padding = Padding()
-        # While there are several adapters: whose turn it is, for how many steps more, and when each had its last one.
-        self._turn: bytes | None = None
-        self._turn_left = 0
-        self._turns = 0
-        self._had_turn: dict[bytes | None, int] = {}
+        self._turns = AdapterTurns()
 
     def close(self) -> None:
         """Give everything back. Jobs that were running are gone."""
@@ -262,7 +202,7 @@ class Batcher:
 
     def step(self) -> list[wire.FromChild]:
         """Compute one batch and return what it produced. An aborted step produces nothing and can be repeated."""
-        adapter = self._next_adapter()
+        adapter = self._turns.next([job.adapter for job in self.jobs])
         shares = self._plan([job for job in self.jobs if job.adapter == adapter])
         rows = [
             Row(job.tokens[i], i, job.sequence.number, job.wants_logits(i))
@@ -271,27 +211,36 @@ class Batcher:
             for i in range(start, start + count)
         ]
         decodes_only = len(rows) == len(shares)
-        self._turn_left = self._turn_left - 1 if decodes_only else 0
+        self._turns.took_step(decodes_only=decodes_only)
         extra = self._to_add(shares, rows) if self.model.scratch_cells else 0
-        self.cache.make_room(len(rows))
         began = time.perf_counter()
         try:
-            self.model.use_adapter(adapter)
-            self.model.decode(rows + [Row(0, i, self.model.scratch, output=False) for i in range(extra)])
+            self._decode(rows, extra, adapter)
         except Aborted:
             self._take_back(shares)
             return []
         except ModelError as error:
             self._take_back(shares)
             return [self._fail(job, str(error)) for job, _ in shares]
-        finally:
-            if extra:
-                self.model.rewind(self.model.scratch, 0)
         ended = time.perf_counter()
         if decodes_only:
             self.step_s = ended - began
             self._padding.learn(len(rows), extra, self.step_s)
         return self._harvest(shares, ended)
+
+    def read_opening(self) -> None:
+        """Compute what every chat begins with, for all that will come; who finds it undone does it himself."""
+        opening = self.cache.opening
+        if not opening:
+            return
+        sequence = self.cache.take(opening, len(opening), None)
+        rows = [Row(token, i, sequence.number, output=False) for i, token in enumerate(opening)]
+        try:
+            self._decode(rows, to_add_to_piece(len(rows), 0) if self.model.fills_tiles else 0, None)
+            self.cache.computed(sequence, opening, is_exact=True)
+        except (Aborted, ModelError):
+            self.cache.take_back(sequence)
+        self.cache.release(sequence)
 
     def progress(self, call: int) -> tuple[int, int]:
         """Return how many of a job's prompt tokens are in the cache, and how many it has."""
@@ -302,19 +251,15 @@ class Batcher:
 
     # --- a step --------------------------------------------------------------------------------------------------
 
-    def _next_adapter(self) -> bytes | None:
-        """Return the adapter whose turn it is: then that of the jobs that have waited longest for one."""
-        adapters = dict.fromkeys(job.adapter for job in self.jobs)
-        if len(adapters) <= 1:
-            self._had_turn.clear()
-            self._turn_left = 0
-            return next(iter(adapters), None)
-        if self._turn_left <= 0 or self._turn not in adapters:
-            self._turns += 1
-            self._turn = min(adapters, key=lambda each: self._had_turn.get(each, 0))
-            self._had_turn[self._turn] = self._turns
-            self._turn_left = TURN_STEPS
-        return self._turn
+    def _decode(self, rows: list[Row], extra: int, adapter: bytes | None) -> None:
+        """Run one batch, and beside it so many rows that mean nothing."""
+        self.cache.make_room(len(rows))
+        try:
+            self.model.use_adapter(adapter)
+            self.model.decode(rows + [Row(0, i, self.model.scratch, output=False) for i in range(extra)])
+        finally:
+            if extra:
+                self.model.rewind(self.model.scratch, 0)
 
     def _to_add(self, shares: list[tuple[Job, int]], rows: list[Row]) -> int:
         """Return how many rows that mean nothing to add. Who is alone is exact, so there nothing measured counts."""
@@ -339,7 +284,7 @@ class Batcher:
         room = max(chunk // 2, chunk - len(shares)) if shares else 2 * chunk
         for job in prompts:
             # A job that runs alone gets whole chunks. Beside others a piece is cut to fill the batch.
-            piece = min(chunk - len(job.sequence.cached) % chunk, job.tokens_left)
+            piece = min(self.cache.piece_left(job.sequence, job.tokens), job.tokens_left)
             count = min(piece, room)
             job.passed_over = 0 if count == piece else job.passed_over + 1
             if count:
@@ -352,7 +297,7 @@ class Batcher:
         longest = len(job.sequence.cached)
         for other in self.jobs:
             if other.adapter == job.adapter and other.tokens_left > 0:
-                shareable = self.cache.shareable(job.tokens, other.tokens[: other.chunked_end])
+                shareable = self.cache.shareable(job.tokens, other.tokens[: other.chunked_end], job.adapter)
                 if shareable > longest:
                     job.leader, job.shared_tokens = other, shareable
                     longest = shareable
@@ -487,3 +432,12 @@ class Batcher:
         job.sampler.close()
         self.jobs.remove(job)
         self.cache.release(job.sequence)
+
+
+def _opening(model: Model) -> tuple[int, ...]:
+    """Return the tokens that the template puts before whatever a user says, a chunk of them at most."""
+    try:
+        one, other = (model.tokenize(model.template.render((("user", text),))) for text in ("a", "1"))
+    except (TemplateError, ModelError):
+        return ()  # requests will hear of it
+    return tuple(one[: min(common_length(one, other), model.chunk_tokens)])

@@ -272,6 +272,7 @@ class Child:
             self._abort.clear()
             prompt_tokens_per_s, tokens_per_s = calibrate(model)
         batcher.step_s = 1 / tokens_per_s if tokens_per_s else 0.0
+        batcher.read_opening()
         self._batchers[message.model] = batcher
         return [wire.Loaded(message.call, model.context_tokens, prompt_tokens_per_s, tokens_per_s)]
 

@@ -8,6 +8,9 @@ some microseconds and no memory.
 The bound is the context's cells. Shared ones are counted for each sequence, so that what is counted is never too
 little; idle sequences are forgotten when running ones need their cells, the one that was used least recently first.
 
+Every chat of a user begins with the same tokens of the template: its *opening*. That is a piece of its own, computed once
+when the model is loaded, and chunks are counted from its end. It tells nobody anything of another's prompt.
+
 What was computed with one adapter, or with none, serves that one only. A recurrent model's state cannot be cut, so
 nothing of it is shared. Where numbers were not finite, everything is forgotten.
 """
@@ -61,16 +64,25 @@ class PrefixCache:
         memory: what they are in.
         sequences: how many; those without a job hold what was computed before.
         cells: tokens that all of them hold together at most; running jobs never need more.
-        chunk_tokens: a cold run computes a prompt in pieces that begin at multiples of it.
+        chunk_tokens: a cold run computes a prompt in pieces that begin at multiples of it…
+        opening: …counted from the end of this, where a prompt begins with it and no adapter is used.
         can_share: False for models whose state cannot be cut: nothing is reused then.
     """
 
     def __init__(
-        self, memory: Memory, *, sequences: int, cells: int, chunk_tokens: int, can_share: bool
+        self,
+        memory: Memory,
+        *,
+        sequences: int,
+        cells: int,
+        chunk_tokens: int,
+        opening: tuple[int, ...] = (),
+        can_share: bool,
     ) -> None:
         self._memory = memory
         self._cells = cells
         self._chunk = chunk_tokens
+        self.opening = list(opening) if can_share else []
         self._can_share = can_share
         self._clock = 0
         self.sequences = [Sequence(number) for number in range(sequences)]
@@ -101,12 +113,19 @@ class PrefixCache:
         if source is not sequence and keep > len(sequence.cached):
             self._fill(sequence, source, keep, prompt_tokens, sequence.adapter)
 
-    def shareable(self, tokens: list[int], others: list[int]) -> int:
+    def shareable(self, tokens: list[int], others: list[int], adapter: bytes | None) -> int:
         """Return how many tokens a job can have from a sequence that holds `others` as a cold run computed them."""
         if not self._can_share:
             return 0
         keep = min(common_length(tokens, others), len(tokens) - 1)
-        return keep - keep % self._chunk
+        return self._whole_pieces(keep, self._first_chunk(tokens, adapter))
+
+    def piece_left(self, sequence: Sequence, tokens: list[int]) -> int:
+        """Return how many more of a job's tokens belong to the piece that a cold run would be in now."""
+        begun, first_chunk = len(sequence.cached), self._first_chunk(tokens, sequence.adapter)
+        return (
+            first_chunk - begun if begun < first_chunk else self._chunk - (begun - first_chunk) % self._chunk
+        )
 
     def release(self, sequence: Sequence) -> None:
         """Take a sequence back from its job; what it holds waits for the next one."""
@@ -156,19 +175,28 @@ class PrefixCache:
     def _longest(self, tokens: list[int], adapter: bytes | None) -> tuple[Sequence | None, int]:
         """Return the sequence that shares most with `tokens`, an idle one if it can be, and how much to keep of it."""
         best, most = None, 0
+        first_chunk = self._first_chunk(tokens, adapter)
         for sequence in self.sequences if self._can_share else ():
             if sequence.adapter != adapter:
                 continue
             common = common_length(sequence.cached, tokens)
             keep = min(common, len(tokens) - 1)
-            # What was computed as a cold run would is cut where a cold run begins a chunk, to stay exact. And who does
-            # not go on from all of it gets whole chunks: else the time to the first token would tell a stranger, one
+            # What was computed as a cold run would is cut where a cold run begins a piece, to stay exact. And who does
+            # not go on from all of it gets whole pieces: else the time to the first token would tell a stranger, one
             # token after the other, how another's prompt goes on.
             if keep <= sequence.exact_tokens or common < len(sequence.cached):
-                keep -= keep % self._chunk
+                keep = self._whole_pieces(keep, first_chunk)
             if keep > most or (keep == most > 0 and best and best.is_taken and not sequence.is_taken):
                 best, most = sequence, keep
         return best, most
+
+    def _first_chunk(self, tokens: list[int], adapter: bytes | None) -> int:
+        """Return where a cold run begins to count chunks: behind the opening, or at once."""
+        length = len(self.opening)
+        return length if adapter is None and tokens[:length] == self.opening else 0
+
+    def _whole_pieces(self, count: int, first_chunk: int) -> int:
+        return count - (count - first_chunk) % self._chunk if count >= first_chunk else 0
 
     def _fill(
         self,

@@ -65,8 +65,21 @@ class Run:
     adapter: bytes | None
 
 
-def cache_of(memory: Cells, *, can_share: bool = True, cells: int = SLOTS * CONTEXT) -> PrefixCache:
-    return PrefixCache(memory, sequences=SEQUENCES, cells=cells, chunk_tokens=CHUNK, can_share=can_share)
+def cache_of(
+    memory: Cells,
+    *,
+    can_share: bool = True,
+    cells: int = SLOTS * CONTEXT,
+    opening: tuple[int, ...] = (),
+) -> PrefixCache:
+    return PrefixCache(
+        memory,
+        sequences=SEQUENCES,
+        cells=cells,
+        chunk_tokens=CHUNK,
+        opening=opening,
+        can_share=can_share,
+    )
 
 
 def compute(memory: Cells, cache: PrefixCache, run: Run, count: int, *, is_exact: bool = True) -> None:
@@ -86,18 +99,21 @@ def serve(
     run = Run(tokens, cache.take(tokens, len(tokens), adapter), adapter)
     reused = len(run.sequence.cached)
     while len(run.sequence.cached) < len(tokens):
-        compute(memory, cache, run, CHUNK)
+        compute(memory, cache, run, cache.piece_left(run.sequence, tokens))
     cache.release(run.sequence)
     return run.sequence, reused
 
 
+@pytest.mark.parametrize("opening", [(), (1, 1, 1)])
 @pytest.mark.parametrize("can_share", [True, False])
 @pytest.mark.parametrize("seed", range(40))
-def test_whatever_happens_the_cells_hold_what_the_books_say(seed: int, can_share: bool) -> None:
+def test_whatever_happens_the_cells_hold_what_the_books_say(
+    seed: int, can_share: bool, opening: tuple[int, ...]
+) -> None:
     """Prompts that share beginnings come and go; steps are aborted, jobs cancelled, numbers turn out not finite."""
     rng = random.Random(seed)
     memory = Cells(can_cut=can_share)
-    cache = cache_of(memory, can_share=can_share)
+    cache = cache_of(memory, can_share=can_share, opening=opening)
     runs: list[Run] = []
     reused = 0
     for _ in range(300):
@@ -251,6 +267,34 @@ def test_a_guess_at_another_prompt_is_told_right_in_whole_chunks_only() -> None:
         cache.forget(guess)
 
     assert reused == [4, 4, 4, 4, 8]
+
+
+def test_an_opening_is_a_piece_of_its_own_and_chunks_are_counted_from_its_end() -> None:
+    memory = Cells()
+    cache = cache_of(memory, opening=(1, 2, 3))
+    serve(memory, cache, [1, 2, 3, 4, 5, 6, 7, 8, 9])
+
+    reused = []
+    for tokens in ([1, 2, 3, 9, 9], [1, 2, 3, 4, 5, 6, 7, 9, 9], [1, 2, 9, 9]):
+        job = cache.take(tokens, len(tokens), None)
+        reused.append((len(job.cached), cache.piece_left(job, tokens)))
+        cache.release(job)
+        cache.forget(job)
+
+    assert reused == [(3, 4), (7, 4), (0, 4)]
+    cold = cache_of(Cells(), opening=(1, 2, 3)).take([1, 2, 3, 4], 4, None)
+    assert cache.piece_left(cold, [1, 2, 3, 4]) == 3
+
+
+def test_an_opening_is_nothing_to_those_who_use_an_adapter() -> None:
+    """It was computed without, so that theirs would be a small step more."""
+    memory = Cells()
+    cache = cache_of(memory, opening=(1, 2, 3))
+    serve(memory, cache, [1, 2, 3, 4, 5, 6, 7, 8])
+
+    job = cache.take([1, 2, 3, 4, 5, 6, 7, 8], 8, ADAPTERS[1])
+
+    assert (job.cached, cache.piece_left(job, [1, 2, 3, 4, 5, 6, 7, 8])) == ([], CHUNK)
 
 
 def test_numbers_that_are_not_finite_leave_nothing_to_reuse() -> None:

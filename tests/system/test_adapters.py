@@ -28,8 +28,8 @@ from runtime.engine import (
 )
 from runtime.gguf_header import read_layout
 from runtime.llama import wire
+from runtime.llama.adapter_turns import TURN_STEPS
 from runtime.llama.backend import LlamaEngine
-from runtime.llama.batching import TURN_STEPS
 from runtime.llama.process import LlamaChild
 from runtime.model_store import ModelStore
 from tests.adapter_files import keep, overflowing_adapter, random_adapter, shape

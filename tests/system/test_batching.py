@@ -76,8 +76,13 @@ class Bench:
         return self.ids[call]
 
     def cold(self, text: str, adapter: bytes | None = None) -> list[int]:
-        self.batcher.cache.forget_all()
+        self.empty()
         return self.answer(text, adapter)
+
+    def empty(self) -> None:
+        """Let the cache hold what it does when a model has just been loaded."""
+        self.batcher.cache.forget_all()
+        self.batcher.read_opening()
 
     def computed(self, call: int) -> int:
         """Return how many of a job's prompt tokens were computed for it."""
@@ -113,8 +118,9 @@ def model() -> Iterator[tuple[Batcher, AbortFlag, tuple[bytes | None, ...]]]:
 @pytest.fixture
 def bench(model: tuple[Batcher, AbortFlag, tuple[bytes | None, ...]]) -> Iterator[Bench]:
     batcher, abort, adapters = model
-    batcher.cache.forget_all()
-    yield Bench(batcher, abort, adapters)
+    bench = Bench(batcher, abort, adapters)
+    bench.empty()
+    yield bench
     for job in list(batcher.jobs):
         batcher.cancel(job.call)
 
@@ -133,6 +139,23 @@ def test_a_warm_prompt_is_answered_as_a_cold_one_bit_for_bit(bench: Bench) -> No
     assert bench.ids[longer] == bench.cold(f"{LONG} And then?")
 
 
+def test_the_opening_of_every_chat_is_computed_once_and_changes_no_answer(bench: Bench) -> None:
+    """When the model is loaded. Whoever finds it undone, or aborted, computes it first, and as a piece of its own."""
+    opening = bench.batcher.cache.opening
+    ready = bench.admit(LONG)
+    bench.finish()
+    bench.batcher.cache.forget_all()
+    bench.abort.set()
+    bench.batcher.read_opening()
+    bench.abort.clear()
+    undone = bench.admit(LONG)
+    bench.finish()
+
+    assert opening
+    assert bench.computed(undone) == bench.computed(ready) + len(opening)
+    assert bench.ids[undone] == bench.ids[ready]
+
+
 def test_a_last_piece_is_made_up_to_a_tile_however_full_the_cache_is(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,11 +167,12 @@ def test_a_last_piece_is_made_up_to_a_tile_however_full_the_cache_is(
         sizes.append(len(rows))
         decode(rows)
 
+    bench.empty()
     monkeypatch.setattr(model, "decode", watched)
     far = STORY * 10
-    cold = bench.cold(far)
+    cold = bench.answer(far)
     prompt = sizes[: len(sizes) - len(cold) + 1]  # the first token is drawn from its last batch
-    bench.batcher.cache.forget_all()
+    bench.empty()
     for number in range(SLOTS):
         bench.answer(f"{number} {far}")
     bench.answer(f"Now: {STORY * 4}")
@@ -170,7 +194,7 @@ def test_answers_with_reuse_are_the_answers_without(bench: Bench, seed: int) -> 
     rng = random.Random(seed)
     questions = [f"{STORY * count}{end}" for count in (0, 2, 4) for end in ("Why?", "Who was it?", "Go on.")]
     wanted = {(text, adapter): bench.cold(text, adapter) for text in questions for adapter in bench.adapters}
-    bench.batcher.cache.forget_all()
+    bench.empty()
     asked: dict[int, tuple[str, bytes | None]] = {}
     cancelled: set[int] = set()
     reused = 0
@@ -219,7 +243,8 @@ def test_a_twin_whose_leader_is_cancelled_goes_on_from_what_it_left(bench: Bench
 
     prompt = bench.ends[twin]
     assert isinstance(prompt, wire.Done)
-    assert bench.computed(twin) == prompt.prompt_tokens - bench.batcher.model.chunk_tokens
+    had = len(bench.batcher.cache.opening) + bench.batcher.model.chunk_tokens
+    assert bench.computed(twin) == prompt.prompt_tokens - had
     assert bench.ids[twin] == bench.cold(f"{LONG}Who?")
 
 
@@ -228,8 +253,9 @@ def test_twins_with_other_adapters_share_nothing(bench: Bench) -> None:
 
     bench.finish()
 
-    assert len({bench.computed(call) for call in calls}) == 1
-    assert bench.computed(calls[0]) > bench.batcher.model.chunk_tokens
+    base, *others = [bench.computed(call) for call in calls]
+    assert set(others) == {base + len(bench.batcher.cache.opening)}
+    assert base > bench.batcher.model.chunk_tokens
 
 
 def test_tokens_drawn_in_threads_are_those_drawn_one_after_another(tmp_path: Path) -> None:
