@@ -28,6 +28,7 @@ from runtime.engine import (
 from runtime.llama.backend import LlamaEngine
 from runtime.model_store import ModelStore
 from tests.adapter_files import keep, random_adapter
+from tests.contracts.virtual_time import on_virtual_time
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny_model" / "tiny-q8_0.gguf"
 QUESTION = (ChatMessage("user", "Tell me a story about a brown dog and a café, please."),)
@@ -35,11 +36,15 @@ QUEUE_MAX = 2
 
 
 @pytest.fixture(params=["echo", pytest.param("llama", marks=pytest.mark.system)])
-async def engine(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[Engine]:
+def backend(request: pytest.FixtureRequest) -> str:
     if request.param == "echo":
+        on_virtual_time(request)
+    return str(request.param)
+
+
+@pytest.fixture
+async def engine(backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
+    if backend == "echo":
         yield EchoEngine(
             (echo_card(context_tokens=512),),
             seconds_per_token=0.002,

@@ -28,6 +28,7 @@ from runtime.engine import (
 )
 from runtime.llama.backend import LlamaEngine
 from runtime.model_store import ModelStore
+from tests.contracts.virtual_time import on_virtual_time
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny_model" / "tiny-q8_0.gguf"
 ONE = 1_000_000
@@ -48,10 +49,15 @@ SLOTS = 2
 
 
 @pytest.fixture(params=["echo", pytest.param("llama", marks=pytest.mark.system)])
-async def engine(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Engine]:
+def backend(request: pytest.FixtureRequest) -> str:
     if request.param == "echo":
+        on_virtual_time(request)
+    return str(request.param)
+
+
+@pytest.fixture
+async def engine(backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
+    if backend == "echo":
         cards = (
             echo_card(context_tokens=512),
             echo_card(Digest(bytes(31) + b"v"), "vectors", context_tokens=64, dimensions=64),

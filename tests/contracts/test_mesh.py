@@ -1,14 +1,13 @@
 """The mesh port's acceptance suite: what holds over libp2p on real sockets holds in the simulator's memory too."""
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from random import Random
 from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from node.host import Host, HostSettings
 from node.simulation.network import Network
@@ -24,6 +23,7 @@ from protocol.errors import (
 from protocol.identity import Identity, PeerId
 from protocol.mesh import Mesh, PeerConnected, PeerEvent, PeerLost, Stream, StreamHandler, Verdict
 from protocol.topics import StreamProtocol, Topic
+from tests.contracts.virtual_time import on_virtual_time
 
 ECHO = StreamProtocol("/test/echo/1", frame_bytes_max=256 * 1024)
 SINK = StreamProtocol("/test/sink/1", frame_bytes_max=256 * 1024)
@@ -138,15 +138,11 @@ async def join(dialler: Node, answerer: Node) -> None:
     await answerer.peers.until(lambda events: PeerConnected(dialler.peer_id, we_dialled=False) in events)
 
 
-def run_on_virtual_time(test: Callable[[], Awaitable[None]], **options: Any) -> None:
-    trio.run(test, **{**options, "clock": MockClock(autojump_threshold=0)})
-
-
 @pytest.fixture(params=["memory", "libp2p"])
 def backend(request: pytest.FixtureRequest) -> str:
     """The simulator's nodes wait for nothing; real sockets need real time."""
     if request.param == "memory":
-        request.node.add_marker(pytest.mark.trio(run=run_on_virtual_time), append=False)
+        on_virtual_time(request)
     return str(request.param)
 
 

@@ -33,6 +33,7 @@ from runtime.trainer import (
     TrainerError,
 )
 from runtime.training.backend import TorchTrainer
+from tests.contracts.virtual_time import on_virtual_time
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny_model"
 RECIPE = msgspec.structs.replace(DEFAULT_RECIPE, rounds=4, steps=4, batch=4)
@@ -123,6 +124,8 @@ def toy_place() -> Workplace:
 
 @pytest.fixture(params=["toy", pytest.param("torch", marks=pytest.mark.system)])
 def place(request: pytest.FixtureRequest) -> Workplace:
+    if request.param == "toy":
+        on_virtual_time(request)
     place: Workplace = request.getfixturevalue(f"{request.param}_place")
     return place
 
