@@ -28,6 +28,7 @@ def contents(home: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_an_init_that_is_killed_at_any_step_can_be_done_again(tmp_path: Path) -> None:
     """Until it is done the home starts no daemon and says why; done again, it is as if nothing had been."""
     path = tmp_path / "home"

@@ -141,7 +141,9 @@ async def test_a_port_that_is_taken_is_told_at_once_and_not_supervised(start: St
         await Peer(listen=(listen,)).host.run()
 
 
+@pytest.mark.usefixtures("autojump_clock")
 async def test_a_host_that_does_not_run_is_unreachable() -> None:
+    """After it has been waited for a moment."""
     ann = Peer()
 
     with pytest.raises(Unreachable, match="not running"):

@@ -62,7 +62,9 @@ def test_no_virtual_minute_takes_a_real_one() -> None:
     assert times == [0, 3_600]
 
 
-@pytest.mark.parametrize(("seed", "told"), [("7", "finished"), ("4", "votes")])
+@pytest.mark.parametrize(
+    ("seed", "told"), [("7", "finished"), pytest.param("4", "votes", marks=pytest.mark.slow)]
+)
 def test_the_same_seed_gives_the_same_trace_in_every_process(seed: str, told: str) -> None:
     """Hashes of strings are salted in each process: whoever walks a set of them walks another way in the next.
 
