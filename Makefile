@@ -1,4 +1,4 @@
-# The everyday commands; `make` alone lists them. Only bash, a C compiler and Python 3.11 or 3.12 are expected.
+# The everyday commands; `make` alone lists them. Only bash, git, a C compiler and Python 3.11 or 3.12 are expected.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help

@@ -7,6 +7,7 @@ import pytest
 import trio
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.score import ScoreParams, TopicScoreParams
+from trio.testing import MockClock
 
 from node.guard import Guarded
 from node.host import Host, HostSettings, gossip_gate
@@ -141,8 +142,7 @@ async def test_a_port_that_is_taken_is_told_at_once_and_not_supervised(start: St
         await Peer(listen=(listen,)).host.run()
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_host_that_does_not_run_is_unreachable() -> None:
+async def test_a_host_that_does_not_run_is_unreachable(autojump_clock: MockClock) -> None:  # noqa: ARG001
     """After it has been waited for a moment."""
     ann = Peer()
 
