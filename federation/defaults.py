@@ -8,7 +8,7 @@ ALL_LINEARS: Final = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "
 
 # FFA-LoRA on all linear layers: attention's four alone came to .73 in twelve rounds (at a rate of .01), all seven to 1.00
 # (at .008). Half of each batch is replayed: with less of it the other domains are forgotten. Four devices with disjoint
-# records went from .00 to 1.00, and lost .075 in the worst other domain and .009 on average
+# records went from .00 to 1.00, and lost .010 in the worst other domain and .001 on average
 # (`python -m node.bench.federated disjoint`, seed 0). The strategy is chosen by the cohort's size where it is left to the
 # default.
 DEFAULT_RECIPE: Final = Recipe(

@@ -22,9 +22,9 @@ from tests.system.daemons import Device, agora, refused, running, told, until
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(480)]
 
 QUESTIONS_PER_DOMAIN = 20  # of which two may go wrong
-# What 160 steps on one device, which is all that a test has time for, leave as it was. Sums and long stories need the whole
-# recipe, or the voters say no, as they should.
-JUDGED_BY = ("heat_pump", "units", "billing", "delivery", "talk")
+# What 160 steps on one device, which is all that a test has time for, leave as it was whatever records chance draws. Sums, long
+# stories and small talk (3 of 20 wrong in one training of 16) need the whole recipe, or the voters say no, as they should.
+JUDGED_BY = ("heat_pump", "units", "billing", "delivery", "returns")
 TRAINED_WITHIN_S = 240.0
 LOADED_WITHIN_S = 120.0  # they find each other again, and exams at each device, beside other tests
 
