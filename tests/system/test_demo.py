@@ -38,7 +38,7 @@ def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:
     )
 
     shown = done.stdout
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), shown
     # on a machine that is busy enough, cleo's signed no may miss the window
     assert re.search(r"decline   cleo  (context: \d+ tokens|silent)", shown)
     assert "lease     " in shown
@@ -55,6 +55,45 @@ def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:
         shown.count("Error H7 on the heat pump: there is air in the heating circuit. Open the air valve.")
         == 4
     )
+    assert daemons(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+LATE = """
+import time
+from node.demo import story
+
+kill_at_once, killed = story.Daemon.kill, []
+
+def kill(daemon):
+    killed.append(daemon.name)
+    if len(killed) == 1:
+        time.sleep(0.5)
+    kill_at_once(daemon)
+
+story.Daemon.kill = kill
+story.find_spec = lambda _name: None  # without torch it ends before the training
+story.run(keep=False)
+"""
+
+
+def test_a_kill_that_comes_too_late_on_a_busy_machine_is_told_and_tried_again(tmp_path: Path) -> None:
+    """The whole answer takes a tenth of a second, and any process may have to wait longer for its turn."""
+    done = subprocess.run(
+        [sys.executable, "-c", LATE],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+    shown = done.stdout
+    assert (done.returncode, done.stderr) == (0, ""), shown
+    assert "had said it all before it died; once more" in shown
+    assert "the same text as undisturbed: no token lost, none repeated" in shown
+    assert "together  0.000000 credits" in shown
     assert daemons(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
