@@ -39,6 +39,7 @@ pytestmark = pytest.mark.system
 
 Mesh = tuple[Device, Device, Device]
 BLOW_AFTER_CHUNKS = 20  # of about 250
+BLOWS_MAX = 5  # the whole answer takes a tenth of a second: on a busy machine a blow may come behind it
 
 
 @pytest.fixture(scope="module")
@@ -163,49 +164,60 @@ def test_a_hostile_model_file_is_refused_with_what_was_found(mesh: Mesh, tmp_pat
 # --- failover -----------------------------------------------------------------------------------------------------
 
 
-def broken_off(mesh: Mesh, story: str, blow: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Stream the story through a blow: the client sees the same text, two attempts by two sellers, and one is paid."""
-    founder = mesh[0]
+def broken_off(
+    mesh: Mesh, story: str, blow: Callable[[Device], None], mend: Callable[[Device], None]
+) -> tuple[dict[str, Any], Device]:
+    """Stream the story through a blow: the client sees the same text, two attempts by two sellers, and one is paid.
 
-    text, job_id = stream(founder, blow)
+    Returns the job, and the seller that was struck. A blow that came too late is mended, and dealt again.
+    """
+    founder = mesh[0]
+    struck: list[Device] = []
+
+    def strike(attempt: dict[str, Any]) -> None:
+        struck.append(by_id(mesh, attempt["seller"]))
+        blow(struck[-1])
+
+    for _ in range(BLOWS_MAX):
+        text, job_id = stream(founder, strike)
+        assert text == story
+        if len(founder.get(f"/api/jobs/{job_id}")["attempts"]) > 1:
+            break
+        mend(struck[-1])
 
     job = founder.settled(job_id)
-    assert text == story
     assert [attempt["outcome"] for attempt in job["attempts"]] == ["failed", "settled"]
     first, second = job["attempts"]
     assert first["seller"] != second["seller"]
     assert first["tokens"] > 0
     assert first["tokens"] + second["tokens"] == job["completion_tokens"]
-    return job
+    return job, struck[-1]
 
 
 def test_a_seller_killed_in_mid_answer_is_replaced_without_a_seam(mesh: Mesh, story: str) -> None:
-    killed: list[Device] = []
+    def revive(device: Device) -> None:
+        device.start()
+        both_sell(mesh)
 
-    def kill(attempt: dict[str, Any]) -> None:
-        killed.append(by_id(mesh, attempt["seller"]))
-        killed[0].kill()
+    _, killed = broken_off(mesh, story, Device.kill, revive)
 
-    broken_off(mesh, story, kill)
-
-    killed[0].start()
-    both_sell(mesh)
-    assert killed[0].chat(SUM, HERE, model="tiny") != ""
+    revive(killed)
+    assert killed.chat(SUM, HERE, model="tiny") != ""
     until("the three ledgers agree", lambda: books_agree(*mesh))
 
 
 def test_a_seller_that_falls_silent_in_mid_answer_is_replaced_without_a_seam(mesh: Mesh, story: str) -> None:
     """SIGSTOP closes nothing: only the missing frames tell. It is paid for what arrived once it is back."""
-    frozen: list[Device] = []
 
-    def freeze(attempt: dict[str, Any]) -> None:
-        frozen.append(by_id(mesh, attempt["seller"]))
-        frozen[0].freeze()
+    def wake(device: Device) -> None:
+        device.thaw()
+        both_sell(mesh)
 
     try:
-        job = broken_off(mesh, story, freeze)
+        job, _ = broken_off(mesh, story, Device.freeze, wake)
     finally:
-        frozen[0].thaw()
+        for device in mesh:
+            device.thaw()
 
     both_sell(mesh)
     until(
@@ -216,15 +228,15 @@ def test_a_seller_that_falls_silent_in_mid_answer_is_replaced_without_a_seam(mes
 
 
 def test_an_engine_child_killed_in_mid_answer_costs_its_daemon_nothing(mesh: Mesh, story: str) -> None:
-    struck: list[Device] = []
+    def strike(device: Device) -> None:
+        os.kill(device.engine_child().pid, signal.SIGKILL)
 
-    def strike(attempt: dict[str, Any]) -> None:
-        struck.append(by_id(mesh, attempt["seller"]))
-        os.kill(struck[0].engine_child().pid, signal.SIGKILL)
+    def wait_for_the_next(device: Device) -> None:
+        assert until("its engine is back", lambda: device.chat(SUM, HERE, model="tiny"))
 
-    broken_off(mesh, story, strike)
+    _, struck = broken_off(mesh, story, strike, wait_for_the_next)
 
-    assert until("its engine is back", lambda: struck[0].chat(SUM, HERE, model="tiny"))
+    wait_for_the_next(struck)
     until("the three ledgers agree", lambda: books_agree(*mesh))
 
 
