@@ -206,7 +206,11 @@ class Swarm:
                 raise Unreachable(
                     f"{target} did not answer: {error.strerror or type(error).__name__}"
                 ) from error
-            ip, port = _remote(socket)
+            try:
+                ip, port = _remote(socket)
+            except OSError as error:  # it was gone before we looked
+                await trio.aclose_forcefully(socket)
+                raise Unreachable(f"{target} hung up at once") from error
             raw = RawBytes(socket, is_initiator=True, remote=(ip, port))
         try:
             connection = await self._upgrader.outbound(raw, ip, target.peer_id)

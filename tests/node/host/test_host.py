@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import socket
+import struct
+from functools import partial
 
 import pytest
 import trio
@@ -132,6 +135,31 @@ async def test_gossip_that_dies_is_back_within_a_second_and_no_stream_breaks(
             number += 1
             with trio.move_on_after(0.3):
                 await bob.journal.until("news_heard")
+
+
+async def test_a_peer_that_hangs_up_as_it_is_dialled_is_unreachable_and_no_more(
+    start: Start, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reset may come before we have asked the socket for its address: that once ended the daemon."""
+    ann, stranger = await start(), Identity.generate().peer_id
+
+    async def hang_up(stream: trio.SocketStream) -> None:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close by a reset
+        await trio.aclose_forcefully(stream)
+
+    (listener,) = await nursery.start(partial(trio.serve_tcp, hang_up, 0, host="127.0.0.1"))
+    connect = trio.open_tcp_stream
+
+    async def connect_and_be_reset(host: str, port: int) -> trio.SocketStream:
+        stream = await connect(host, port)
+        await trio.lowlevel.wait_readable(stream.socket)
+        return stream
+
+    monkeypatch.setattr(trio, "open_tcp_stream", connect_and_be_reset)
+    port = listener.socket.getsockname()[1]
+
+    with pytest.raises(Unreachable, match="hung up at once"):
+        await ann.host.dial(f"/ip4/127.0.0.1/tcp/{port}/p2p/{stranger}")
 
 
 async def test_a_port_that_is_taken_is_told_at_once_and_not_supervised(start: Start) -> None:
