@@ -22,7 +22,7 @@ from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, Status, StopMessa
 from node.host.address import Address
 from node.host.mux_stream import MuxStream
 from node.host.negotiation import read_uvarint, uvarint
-from protocol.errors import MalformedMessage, MeshError, Unreachable
+from protocol.errors import MalformedMessage, MeshError, RemoteProtocolError, Unreachable
 from protocol.identity import PeerId
 
 HOP = "/libp2p/circuit/relay/0.2.0/hop"
@@ -196,6 +196,8 @@ class Relay:
                     raise
         except trio.TooSlowError as error:
             raise Unreachable(f"relay {relay} did not answer within {ANSWER_S} s") from error
+        except (MeshError, RemoteProtocolError) as error:
+            raise Unreachable(f"relay {relay} gave no answer: {error or type(error).__name__}") from error
         if answer.status != Status.OK:
             stream.reset()
             raise Unreachable(f"relay {relay} refused with status {answer.status}")

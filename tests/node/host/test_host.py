@@ -16,6 +16,8 @@ from node.guard import Guarded
 from node.host import Host, HostSettings, gossip_gate
 from node.host import swarm as swarm_module
 from node.host.gossip_score import score_params
+from node.host.mux_stream import MuxStream
+from node.host.relay import HOP
 from protocol.errors import StreamBroken, Unreachable
 from protocol.identity import Identity
 from protocol.mesh import PeerEvent, Verdict
@@ -321,6 +323,23 @@ async def test_a_peer_without_a_place_is_not_called(start: Start) -> None:
 
     with pytest.raises(Unreachable):
         await ann.host.dial(f"{relay.host.addresses[0]}/p2p-circuit/p2p/{bob.peer_id}")
+
+
+@pytest.mark.parametrize("answer", [b"\xff" * 6, b"\x03abc", b""], ids=["too_long", "no_protobuf", "nothing"])
+async def test_a_relay_that_answers_garbage_makes_a_peer_unreachable_and_no_more(
+    start: Start, answer: bytes
+) -> None:
+    """Any member may name an address through a relay of its own: a dial of it must not end the daemon."""
+    relay, ann = await start(), await start()
+
+    async def babble(stream: MuxStream) -> None:
+        if answer:
+            await stream.send_all(answer)
+
+    relay.host._register(HOP, babble)
+
+    with pytest.raises(Unreachable, match="gave no answer"):
+        await ann.host.dial(f"{relay.host.addresses[0]}/p2p-circuit/p2p/{Identity.generate().peer_id}")
 
 
 async def test_a_node_that_does_not_relay_says_so(start: Start) -> None:
