@@ -28,7 +28,7 @@ SHORT_TOKENS_MAX: Final = 50
 LONG_TOKENS_MAX: Final = 300
 KILL_AFTER_PIECES: Final = 40  # of about 250
 KILLS_MAX: Final = (
-    5  # the whole answer takes a tenth of a second: a busy machine may be later than that with its kill
+    5  # the whole answer takes a tenth of a second: on a busy machine a kill may come behind it
 )
 PAUSE_SEEN_S: Final = 0.02  # a token takes a millisecond or two: such a gap is the change of sellers
 

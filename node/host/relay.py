@@ -197,7 +197,9 @@ class Relay:
         except trio.TooSlowError as error:
             raise Unreachable(f"relay {relay} did not answer within {ANSWER_S} s") from error
         except (MeshError, RemoteProtocolError) as error:
-            raise Unreachable(f"relay {relay} gave no answer: {error or type(error).__name__}") from error
+            raise Unreachable(
+                f"relay {relay} gave no answer: {str(error) or type(error).__name__}"
+            ) from error
         if answer.status != Status.OK:
             stream.reset()
             raise Unreachable(f"relay {relay} refused with status {answer.status}")

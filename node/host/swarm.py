@@ -206,6 +206,8 @@ class Swarm:
                 raise Unreachable(
                     f"{target} did not answer: {error.strerror or type(error).__name__}"
                 ) from error
+            except ValueError as error:  # a name that no resolver takes: an empty label, a null in a zone
+                raise Unreachable(f"{target} cannot be looked up: {type(error).__name__}") from error
             try:
                 ip, port = _remote(socket)
             except OSError as error:  # it was gone before we looked

@@ -31,11 +31,21 @@ def daemons(tmp_path: Path) -> list[psutil.Process]:
     ]
 
 
+def played(tmp_path: Path, *command: str, timeout_s: float = 200) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
 def test_the_demo_shows_what_it_promises(tmp_path: Path) -> None:
     """Bids and declines, a kill in mid-answer that loses nothing, ledgers that sum to zero; then a patch that all agreed on."""
-    done = subprocess.run(
-        DEMO, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=450, check=False
-    )
+    done = played(tmp_path, *DEMO, timeout_s=450)
 
     shown = done.stdout
     assert (done.returncode, done.stderr) == (0, ""), shown
@@ -79,15 +89,7 @@ story.run(keep=False)
 
 def test_a_kill_that_comes_too_late_on_a_busy_machine_is_told_and_tried_again(tmp_path: Path) -> None:
     """The whole answer takes a tenth of a second, and any process may have to wait longer for its turn."""
-    done = subprocess.run(
-        [sys.executable, "-c", LATE],
-        cwd=ROOT,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = played(tmp_path, sys.executable, "-c", LATE)
 
     shown = done.stdout
     assert (done.returncode, done.stderr) == (0, ""), shown
@@ -128,15 +130,7 @@ def test_a_demo_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     model = tmp_path / "not-a-model.gguf"
     model.write_bytes(b"GIF89a" * 100)
 
-    done = subprocess.run(
-        [*DEMO, "--model", str(model)],
-        cwd=ROOT,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = played(tmp_path, *DEMO, "--model", str(model))
 
     assert done.returncode == 1
     assert done.stderr.startswith("agora model add: ")

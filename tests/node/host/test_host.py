@@ -164,6 +164,17 @@ async def test_a_peer_that_hangs_up_as_it_is_dialled_is_unreachable_and_no_more(
         await ann.host.dial(f"/ip4/127.0.0.1/tcp/{port}/p2p/{stranger}")
 
 
+@pytest.mark.parametrize(
+    "host", ["dns4/a..b", "dns/.a", "dns6/" + "a" * 64, "ip6/fe80::1%\0", "ip6/fe80::1%" + "ü" * 64]
+)
+async def test_a_name_that_no_resolver_takes_is_unreachable_and_no_more(start: Start, host: str) -> None:
+    """Members name their own addresses, and everybody dials them: the resolver's `ValueError` once ended the daemon."""
+    ann, stranger = await start(), Identity.generate().peer_id
+
+    with pytest.raises(Unreachable):
+        await ann.host.dial(f"/{host}/tcp/4420/p2p/{stranger}")
+
+
 async def test_a_port_that_is_taken_is_told_at_once_and_not_supervised(start: Start) -> None:
     ann = await start()
     listen = "/".join(ann.host.addresses[0].split("/")[:5])
